@@ -1,0 +1,1 @@
+"""The protocol as pure functions: bytes, blocks, state, rounds, clustering, money and agreement."""

@@ -1,0 +1,62 @@
+"""What is wrong with something a peer or a person handed us.
+
+One exception with a closed set of reasons: a rejection is counted by reason, scored against the peer that caused it,
+and the node goes on. The world's faults (disk, network) and our own (assertions) are not rejections.
+"""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why something was refused. The text is stable: it appears in metrics, logs and RPC errors."""
+
+    MALFORMED = "malformed"
+    TOO_LARGE = "too-large"
+    BAD_SIGNATURE = "bad-signature"
+    WRONG_CHAIN = "wrong-chain"
+    WRONG_HEIGHT = "wrong-height"
+    WRONG_PARENT = "wrong-parent"
+    WRONG_PROPOSER = "wrong-proposer"
+    WRONG_TIME = "wrong-time"
+    WRONG_ROOT = "wrong-root"
+    WRONG_COMMIT = "wrong-commit"
+    UNKNOWN_VALIDATOR = "unknown-validator"
+    NO_QUORUM = "no-quorum"
+    DUPLICATE = "duplicate"
+    EXPIRED = "expired"
+    UNKNOWN_ACCOUNT = "unknown-account"
+    WRONG_NONCE = "wrong-nonce"
+    INSUFFICIENT_FUNDS = "insufficient-funds"
+    ACCOUNT_EXISTS = "account-exists"
+    POOL_EMPTY = "pool-empty"
+    UNKNOWN_TASK = "unknown-task"
+    NOT_OPEN = "not-open"
+    WRONG_ROUND = "wrong-round"
+    WRONG_PHASE = "wrong-phase"
+    NOT_PARTICIPANT = "not-participant"
+    NOT_COMMITTEE = "not-committee"
+    NOT_AGGREGATOR = "not-aggregator"
+    COMMITMENT_MISMATCH = "commitment-mismatch"
+    WRONG_SIZE = "wrong-size"
+    WRONG_OUTPUTS = "wrong-outputs"
+    UNSUPPORTED = "unsupported"
+    LIMIT = "limit"
+
+
+class Rejection(Exception):
+    """Something handed to us breaks a rule.
+
+    Attributes:
+        reason: the rule, from a closed set.
+        values: what was seen and what was expected, for the message.
+    """
+
+    def __init__(self, reason: Reason, **values: object) -> None:
+        self.reason = reason
+        self.values = values
+        details = ", ".join(f"{name}={_shown(value)}" for name, value in values.items())
+        super().__init__(f"{reason.value}: {details}" if details else reason.value)
+
+
+def _shown(value: object) -> str:
+    return value.hex()[:16] if isinstance(value, bytes) else str(value)

@@ -1,0 +1,311 @@
+"""A learning task and its learning rounds as the state records them.
+
+Records only: what moves them is in `learning_round`, who pays what in `rewards`, which duties follow in `duties`.
+A task runs `rounds` learning rounds; each is one `LearningRound` record while it runs and one `SettledRound` for ever.
+Clients are always sorted by key; "client i" is position i of that order in this round's snapshot.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated
+
+from .block import Validator
+from .records import Record
+from .transaction import (
+    MAX_BITMAP_BYTES,
+    MAX_CLASSES,
+    MAX_TRIANGLE_BYTES,
+    Fault,
+    ProbeOpening,
+    Slot,
+)
+from .types import (
+    MAX_CLIENTS,
+    MAX_VALIDATORS,
+    AccountId,
+    Amount,
+    AtMost,
+    Between,
+    BlobId,
+    Hash,
+    Milliseconds,
+    TransactionId,
+    Unsigned,
+)
+
+MAX_ATTEMPTS = 4
+"""A VOID learning round is retried three times, then the task is cancelled and refunded."""
+
+LINE_LENGTH = 3
+"""Aggregators in line for one attempt: the acting one and two replacements."""
+
+MISSES_BEFORE_LEAVING = 3
+"""Learning rounds in a row without a COMMIT after which a client leaves the task."""
+
+
+class ProbeMode(IntEnum):
+    """Where the samples come from that PAA's prototypes are computed on."""
+
+    PUBLIC = 0
+    """Drawn from the task's probe set by a seed that is known only after REVEAL."""
+    AGGREGATOR = 1
+    """The paper's: samples of one category of the aggregator's own data, published after REVEAL."""
+
+
+class Weighting(IntEnum):
+    """Weights of the models in FedAvg within a cluster."""
+
+    UNIFORM = 0
+    SAMPLES = 1
+
+
+class TaskStatus(IntEnum):
+    """Where a task is in its life."""
+
+    REGISTRATION = 0
+    RUNNING = 1
+    DONE = 2
+    CANCELLED = 3
+
+
+class Phase(IntEnum):
+    """Where a learning round is."""
+
+    COMMIT = 1
+    REVEAL = 2
+    AVAILABLE = 3
+    AGGREGATE = 4
+    ATTEST = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines(Record):
+    """How long each phase may last, in header time, and how long it stays open for stragglers.
+
+    Once clients with more than 2/3 of the registered samples have acted, a phase ends at
+    `max(grace_floor_ms, elapsed * grace_permille / 1000)` after that moment, at its deadline at the latest.
+    """
+
+    registration_ms: Milliseconds
+    commit_ms: Milliseconds
+    reveal_ms: Milliseconds
+    available_ms: Milliseconds
+    aggregate_ms: Milliseconds
+    attest_ms: Milliseconds
+    grace_permille: Annotated[int, Between(0, 100_000)]
+    grace_floor_ms: Milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpecification(Record):
+    """What a requester asks for. Defaults of a new one are BFLN's (table 1); see `genesis`.
+
+    `architecture` names a built-in model with its exact tensor table, `model_bytes` is the size of its file.
+    `probe_set` and `validation_set` are zero where there is none. Training settings are advice to honest clients:
+    nothing on chain can check them.
+    """
+
+    name: Annotated[str, AtMost(64)]
+    architecture: Annotated[str, AtMost(64)]
+    classes: Annotated[int, Between(1, MAX_CLASSES)]
+    model_bytes: Annotated[int, Between(1, 2**40)]
+    initial_model: BlobId
+    rounds: Annotated[int, Between(1, 1_000_000)]
+    reward: Amount
+    clients_min: Annotated[int, Between(1, MAX_CLIENTS)]
+    clients_max: Annotated[int, Between(1, MAX_CLIENTS)]
+    clusters: Annotated[int, Between(1, MAX_CLIENTS)]
+    rho: Annotated[int, Between(1, 8)]
+    psi: Annotated[int, Between(1, 4096)]
+    probe_mode: ProbeMode
+    probe_set: BlobId
+    validation_set: BlobId
+    weighting: Weighting
+    tolerance: Annotated[int, Between(0, 10_000)]
+    deadlines: Deadlines
+    epochs: Annotated[int, Between(1, 1000)]
+    batch_size: Annotated[int, Between(1, 65_536)]
+    learning_rate_micro: Annotated[int, Between(1, 10**9)]
+    """Learning rate of local training in millionths: 1000 is 0.001."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Record):
+    """A task in state. `escrow` holds what is still to be paid out."""
+
+    id: Hash
+    specification: TaskSpecification
+    requester: AccountId
+    status: TaskStatus
+    escrow: Amount
+    opened_ms: Milliseconds
+    extended: bool
+    round: Unsigned
+    """Number of the current learning round, from 1; 0 before the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Participant(Record):
+    """A registered client of a task. `base` is what it trains from next; `misses` counts rounds without a COMMIT."""
+
+    account: AccountId
+    samples: Unsigned
+    histogram: Annotated[tuple[Unsigned, ...], AtMost(MAX_CLASSES)]
+    data_commitment: Hash
+    base: BlobId
+    misses: Annotated[int, Between(0, MISSES_BEFORE_LEAVING)]
+    is_leaving: bool
+    reputation: Annotated[int, Between(-(2**53), 2**53)]
+
+
+class Exclusion(IntEnum):
+    """Why a client of a learning round is not (or not yet) part of the aggregation."""
+
+    NONE = 0
+    NO_COMMIT = 1
+    NO_REVEAL = 2
+    COPY = 3
+    """The revealed model is another client's (whose COMMIT came first), or a base or output model of earlier rounds."""
+    UNAVAILABLE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Revealed(Record):
+    """A model that opens a client's commitment."""
+
+    model: BlobId
+    size: Unsigned
+    transaction: TransactionId
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Record):
+    """A client's commitment; `order` counts COMMITs of the attempt: of equal models the first counts."""
+
+    commitment: Hash
+    order: Unsigned
+    transaction: TransactionId
+
+
+@dataclass(frozen=True, slots=True)
+class RoundClient(Record):
+    """One client of a learning round."""
+
+    account: AccountId
+    samples: Unsigned
+    base: BlobId
+    committed: Committed | None
+    revealed: Revealed | None
+    exclusion: Exclusion
+
+
+@dataclass(frozen=True, slots=True)
+class LineMember(Record):
+    """An aggregator in line with its PROBE, where the probe mode wants one."""
+
+    account: AccountId
+    probe: Hash | None
+
+
+@dataclass(frozen=True, slots=True)
+class Availability(Record):
+    """A committee member's AVAILABLE vote."""
+
+    account: AccountId
+    bitmap: Annotated[bytes, AtMost(MAX_BITMAP_BYTES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation(Record):
+    """An AGGREGATE with what every node derived from it: labels and centroids index the included clients."""
+
+    transaction: TransactionId
+    aggregator: AccountId
+    triangle: Annotated[bytes, AtMost(MAX_TRIANGLE_BYTES)]
+    outputs: Annotated[tuple[BlobId, ...], AtMost(MAX_CLIENTS)]
+    opening: ProbeOpening | None
+    labels: Annotated[tuple[Annotated[int, Between(0, MAX_CLIENTS - 1)], ...], AtMost(MAX_CLIENTS)]
+    centroids: Annotated[tuple[Annotated[int, Between(0, MAX_CLIENTS - 1)], ...], AtMost(MAX_CLIENTS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Attestation(Record):
+    """A committee member's verdict on the current AGGREGATE."""
+
+    account: AccountId
+    fault: Fault
+    flags: Annotated[bytes, AtMost(MAX_BITMAP_BYTES)]
+    transaction: TransactionId
+
+
+@dataclass(frozen=True, slots=True)
+class LearningRound(Record):
+    """The learning round that runs now.
+
+    `clock_ms` is the round's own clock: header time, but a single block moves it by at most the network's
+    `max_step_ms`, so that the first block after a halt doesn't expire everything at once. `opened_ms` and
+    `deadline_ms` are on that clock. `acting` is the position in `line` of the aggregator that may act. `included` are
+    the positions of the clients that are aggregated, known from AGGREGATE on. `probe_seed` is known then too.
+    """
+
+    slot: Slot
+    phase: Phase
+    header_ms: Milliseconds
+    clock_ms: Milliseconds
+    opened_ms: Milliseconds
+    deadline_ms: Milliseconds
+    is_extended: bool
+    is_in_grace: bool
+    clients: Annotated[tuple[RoundClient, ...], AtMost(MAX_CLIENTS)]
+    committee: Annotated[tuple[Validator, ...], AtMost(MAX_VALIDATORS)]
+    line: Annotated[tuple[LineMember, ...], AtMost(LINE_LENGTH)]
+    acting: Annotated[int, Between(0, LINE_LENGTH)]
+    availability: Annotated[tuple[Availability, ...], AtMost(MAX_VALIDATORS)]
+    included: Annotated[tuple[Annotated[int, Between(0, MAX_CLIENTS - 1)], ...], AtMost(MAX_CLIENTS)]
+    probe_seed: Hash
+    aggregation: Aggregation | None
+    attestations: Annotated[tuple[Attestation, ...], AtMost(MAX_VALIDATORS)]
+    opened_height: Unsigned
+    opened_header_ms: Milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class SettledClient(Record):
+    """What a learning round did with one client.
+
+    `cluster` is its label, or -1 if it was not aggregated; `balance_before` is its balance just before the payout.
+    `gross - fee` is what it got; an aggregator that is also a client has its fees beside, in the round.
+    """
+
+    account: AccountId
+    exclusion: Exclusion
+    samples: Unsigned
+    base: BlobId
+    committed: Committed | None
+    revealed: Revealed | None
+    cluster: Annotated[int, Between(-1, MAX_CLIENTS - 1)]
+    gross: Amount
+    fee: Amount
+    balance_before: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class SettledRound(Record):
+    """A settled learning round, kept in state for ever: everything a payout can be recomputed and explained from.
+
+    `aggregation` is None for a round whose every attempt was VOID. `aggregator_income` is the fees plus the dust.
+    """
+
+    slot: Slot
+    height: Unsigned
+    opened_height: Unsigned
+    opened_header_ms: Milliseconds
+    settled_header_ms: Milliseconds
+    clients: Annotated[tuple[SettledClient, ...], AtMost(MAX_CLIENTS)]
+    included: Annotated[tuple[Annotated[int, Between(0, MAX_CLIENTS - 1)], ...], AtMost(MAX_CLIENTS)]
+    probe_seed: Hash
+    aggregation: Aggregation | None
+    attestations: Annotated[tuple[Attestation, ...], AtMost(MAX_VALIDATORS)]
+    reward: Amount
+    aggregator_income: Amount
+    aggregator_balance_before: Amount

@@ -1,0 +1,75 @@
+"""The mean of models, the same bytes on every machine with IEEE 754 arithmetic.
+
+Whoever aggregates and whoever checks an aggregation (level 2) call this. Which models belong together and what
+weights they have is decided on chain.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .weights import DType, Tensor, TensorTable, parse, serialize
+
+CHUNK_ELEMENTS = 64 * 1024
+"""Elements worked on at a time: the float64 sums stay in the processor's cache (4 times faster for ResNet-18)."""
+
+MAX_WEIGHT = 2**40
+"""So that sums of weights stay exact in float64 (below 2**53) for up to 8,192 models."""
+
+MAX_MODELS = 8192
+
+
+def aggregate(models: Sequence[bytes | memoryview], weights: Sequence[int], table: TensorTable) -> bytes:
+    """The weighted mean of models (FedAvg, McMahan et al. 2017), bit for bit defined.
+
+    Each float element is `float32(sum_i w_i * float64(x_i) / sum_i w_i)`: one product, one sum at a time, in the order of
+    the models; the final division and each step round to nearest even. Integers (BatchNorm's counters) are the
+    floor of the exact mean. Permuting the models may change last bits: the caller fixes the order, by key.
+
+    Args:
+        models: canonical weights, at least one.
+        weights: one positive integer a model; all 1 for the papers' unweighted mean.
+        table: of all models.
+
+    Returns:
+        Canonical weights.
+
+    Raises:
+        InvalidWeights: a model isn't canonical weights of the table.
+        ValueError: no models, or weights that don't fit.
+    """
+    if not 1 <= len(models) == len(weights) <= MAX_MODELS:
+        raise ValueError(f"{len(models)} models and {len(weights)} weights: give 1 to {MAX_MODELS} and as many weights")
+    if not all(1 <= weight <= MAX_WEIGHT for weight in weights):
+        raise ValueError(f"weights go from {min(weights)} to {max(weights)}: each must be 1 to {MAX_WEIGHT}")
+    parsed = [parse(model, table) for model in models]
+    means: dict[str, Tensor] = {}
+    for spec in table.tensors:
+        tensors = [tensors_of_model[spec.name].reshape(-1) for tensors_of_model in parsed]
+        mean = _float_mean(tensors, weights) if spec.dtype is DType.F32 else _integer_mean(tensors, weights)
+        means[spec.name] = mean.reshape(spec.shape)
+    return serialize(means)
+
+
+def _float_mean(tensors: Sequence[Tensor], weights: Sequence[int]) -> NDArray[np.float32]:
+    """Mean of flat float tensors; only elementwise operations, whose results no chunk size can change."""
+    mean = np.empty(len(tensors[0]), dtype=np.float32)
+    total = np.float64(sum(weights))
+    for start in range(0, len(mean), CHUNK_ELEMENTS):
+        chunk = slice(start, start + CHUNK_ELEMENTS)
+        accumulated = np.zeros(len(mean[chunk]), dtype=np.float64)
+        for tensor, weight in zip(tensors, weights, strict=True):
+            accumulated += tensor[chunk].astype(np.float64) * np.float64(weight)
+        mean[chunk] = (accumulated / total).astype(np.float32)
+    return mean
+
+
+def _integer_mean(tensors: Sequence[Tensor], weights: Sequence[int]) -> NDArray[np.int64]:
+    """Floor of the mean of flat integer tensors, in Python's integers: hostile counters can't overflow them."""
+    total = sum(weights)
+    columns = zip(*(tensor.tolist() for tensor in tensors), strict=True)
+    return np.array(
+        [sum(value * weight for value, weight in zip(column, weights, strict=True)) // total for column in columns],
+        dtype=np.int64,
+    )

@@ -1,0 +1,292 @@
+"""Local training of one learning round, and measuring a model: accuracy, loss, predictions.
+
+Here belong the optimiser loop and evaluation. What is trained (architectures), on what (samples) and what happens
+to the result (aggregation, prototypes) do not. Importing this imports torch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+from time import perf_counter
+from typing import Literal, assert_never
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from .architectures import Architecture
+from .inference import logits, repeatable_torch
+from .networks import Classifier
+from .samples import Inputs, LabelledData, Labels, Shard, as_float
+from .weights import InvalidWeights
+
+MAX_SAMPLE_LOSS = 1000.0
+"""Nats one sample can lose at most. A well behaved float32 model stays below 100; a hostile one must not overflow sums."""
+
+MICRONATS = 10**6
+"""A nat in the integer unit losses have on chain."""
+
+ProgressCallback = Callable[[int, int, float], None]
+"""Called after each epoch with its number from 1, the number of epochs, and its mean loss in nats."""
+
+
+class TrainingError(ValueError):
+    """Training or evaluation that can't be done as asked; the message says why and what to change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """How a client trains in one learning round; the defaults are BFLN's (2024, table 1).
+
+    Attributes:
+        optimiser: made anew each round, as in the baselines' code: no momentum crosses an aggregation.
+        learning_rate: more than 0.
+        batch_size: samples a step; the last step of an epoch takes what is left.
+        epochs: passes over the training data.
+        seed: of the order of samples, 0 or more.
+        device: "auto" takes a GPU if there is one.
+        threads: of the CPU kernels; busy processes that share cores do best with one each.
+    """
+
+    optimiser: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = 0.001
+    batch_size: int = 64
+    epochs: int = 5
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.learning_rate) and self.learning_rate > 0.0):
+            raise TrainingError(f"a learning rate of {self.learning_rate} can't train: give more than 0, usually 0.001")
+        for name in ("batch_size", "epochs", "threads"):
+            if getattr(self, name) < 1:
+                raise TrainingError(f"{name} is {getattr(self, name)}: give at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise TrainingError(f"seed is {self.seed}: give 0 to 2**63 - 1")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What one learning round of a client gave.
+
+    Attributes:
+        model: canonical weights after training.
+        received_accuracy: of the model received, before training, on the client's test data.
+        post_accuracy: of the trained model, before aggregation, on the client's test data.
+        losses: mean training loss of each epoch in nats.
+        samples: number of training samples.
+        seconds: wall time, evaluations included.
+    """
+
+    model: bytes
+    received_accuracy: float
+    post_accuracy: float
+    losses: tuple[float, ...]
+    samples: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How good a model is on some data.
+
+    Attributes:
+        accuracy: share of samples whose largest logit is that of their class (of equal ones the lowest class counts).
+        loss: mean cross entropy in nats, each sample's bounded by `MAX_SAMPLE_LOSS`.
+        samples: number of samples.
+        class_accuracies: accuracy of each class, None for one without samples.
+    """
+
+    accuracy: float
+    loss: float
+    samples: int
+    class_accuracies: tuple[float | None, ...]
+
+    @property
+    def loss_micronats(self) -> int:
+        """The loss as the integer that goes on chain, half to even."""
+        return round(self.loss * MICRONATS)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says about some inputs.
+
+    Attributes:
+        labels: (samples,) int64, the most probable class; of equal ones the lowest.
+        probabilities: (samples, classes) float64, rows sum to 1.
+    """
+
+    labels: Labels
+    probabilities: NDArray[np.float64]
+
+
+def train(
+    architecture: Architecture,
+    base: bytes,
+    shard: Shard,
+    config: TrainingConfig,
+    on_progress: ProgressCallback | None = None,
+) -> TrainingResult:
+    """Train a received model on a client's own data: the same bytes for the same arguments on one machine.
+
+    Args:
+        architecture: of the base model.
+        base: canonical weights of the model received.
+        shard: the client's data.
+        config: optimiser, epochs, seed, device.
+        on_progress: called after each epoch; what it raises ends the training.
+
+    Raises:
+        InvalidWeights: the base isn't canonical weights of the architecture.
+        TrainingError: the data doesn't fit the architecture, there is no such device, or training diverged.
+    """
+    started = perf_counter()
+    _refuse_unfit_data(architecture, shard.train)
+    with repeatable_torch(config.threads):
+        device = choose_device(config.device)
+        classifier = architecture.load(base).to(device)
+        received = _evaluate(classifier, shard.test)
+        losses = _run_epochs(classifier, shard.train, config, on_progress)
+        post = _evaluate(classifier, shard.test)
+        try:
+            model = architecture.dump(classifier)
+        except InvalidWeights as error:
+            raise TrainingError(_diverged(f"after epoch {config.epochs}: {error.detail}", config)) from error
+    return TrainingResult(
+        model=model,
+        received_accuracy=received.accuracy,
+        post_accuracy=post.accuracy,
+        losses=losses,
+        samples=len(shard.train),
+        seconds=perf_counter() - started,
+    )
+
+
+def evaluate(architecture: Architecture, model: bytes | memoryview, data: LabelledData) -> Evaluation:
+    """Accuracy and loss of a model, on the CPU with one thread: the same everywhere up to the last bits.
+
+    Raises:
+        InvalidWeights: the model isn't canonical weights of the architecture.
+        TrainingError: the data doesn't fit the architecture, or there is none.
+    """
+    _refuse_unfit_data(architecture, data)
+    with repeatable_torch(threads=1):
+        return _evaluate(architecture.load(model), data)
+
+
+def predict(architecture: Architecture, model: bytes | memoryview, inputs: Inputs) -> Prediction:
+    """Labels and probabilities of inputs, on the CPU with one thread.
+
+    Raises:
+        InvalidWeights: the model isn't canonical weights of the architecture.
+        TrainingError: the inputs don't fit the architecture, or there are none.
+    """
+    if not len(inputs) or inputs.shape[1:] != architecture.input_shape:
+        raise TrainingError(
+            f"inputs of shape {inputs.shape} don't fit {architecture.id}: "
+            f"give (samples, {', '.join(map(str, architecture.input_shape))}) with at least one sample"
+        )
+    with repeatable_torch(threads=1):
+        values = logits(architecture.load(model), inputs)
+    return Prediction(np.argmax(values, axis=1).astype(np.int64), np.exp(_log_probabilities(values)))
+
+
+def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        TrainingError: a GPU is wanted and there is none.
+    """
+    match wanted:
+        case "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        case "cpu":
+            return torch.device("cpu")
+        case "cuda":
+            if not torch.cuda.is_available():
+                raise TrainingError("device is cuda, but torch finds no usable GPU: use auto or cpu")
+            return torch.device("cuda")
+        case unknown:
+            assert_never(unknown)
+
+
+def _run_epochs(
+    classifier: Classifier, data: LabelledData, config: TrainingConfig, on_progress: ProgressCallback | None
+) -> tuple[float, ...]:
+    """Train in place; returns the mean loss of each epoch."""
+    device = next(classifier.parameters()).device
+    inputs = torch.from_numpy(as_float(data.inputs).copy()).to(device)
+    labels = torch.from_numpy(data.labels.copy()).to(device)
+    optimiser = _new_optimiser(classifier, config)
+    generator = torch.Generator().manual_seed(config.seed)
+    losses = []
+    for epoch in range(1, config.epochs + 1):
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        order = torch.randperm(len(labels), generator=generator).to(device)
+        for batch in order.split(config.batch_size):
+            # BatchNorm can't normalise a single sample: such a batch uses the running statistics.
+            classifier.train(len(batch) > 1)
+            optimiser.zero_grad()
+            loss = nn.functional.cross_entropy(classifier(inputs[batch]), labels[batch])
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward unannotated
+            optimiser.step()
+            total += loss.detach().double() * len(batch)
+        mean_loss = float(total) / len(labels)
+        if not isfinite(mean_loss):
+            raise TrainingError(_diverged(f"in epoch {epoch} of {config.epochs} the loss is {mean_loss}", config))
+        losses.append(mean_loss)
+        if on_progress is not None:
+            on_progress(epoch, config.epochs, mean_loss)
+    return tuple(losses)
+
+
+def _new_optimiser(classifier: Classifier, config: TrainingConfig) -> torch.optim.Optimizer:
+    match config.optimiser:
+        case "adam":
+            return torch.optim.Adam(classifier.parameters(), lr=config.learning_rate)
+        case "sgd":
+            return torch.optim.SGD(classifier.parameters(), lr=config.learning_rate)
+        case unknown:
+            assert_never(unknown)
+
+
+def _evaluate(classifier: Classifier, data: LabelledData) -> Evaluation:
+    values = logits(classifier, data.inputs)
+    samples = len(data)
+    own = _log_probabilities(values)[np.arange(samples), data.labels]
+    losses = np.minimum(-own, MAX_SAMPLE_LOSS)
+    hits = np.argmax(values, axis=1) == data.labels
+    counts = np.bincount(data.labels, minlength=data.classes)
+    hit_counts = np.bincount(data.labels[hits], minlength=data.classes)
+    return Evaluation(
+        accuracy=int(hits.sum()) / samples,
+        loss=float(losses.sum()) / samples,
+        samples=samples,
+        class_accuracies=tuple(
+            int(hit) / int(count) if count else None for hit, count in zip(hit_counts, counts, strict=True)
+        ),
+    )
+
+
+def _log_probabilities(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log-softmax of finite logits (samples, classes), in float64."""
+    shifted = values - values.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _refuse_unfit_data(architecture: Architecture, data: LabelledData) -> None:
+    if not len(data):
+        raise TrainingError("there are no samples: give at least one")
+    if data.input_shape != architecture.input_shape or data.classes != architecture.classes:
+        raise TrainingError(
+            f"the data is {'x'.join(map(str, data.input_shape))} with {data.classes} classes, the architecture "
+            f"{architecture.id} takes {'x'.join(map(str, architecture.input_shape))} with {architecture.classes}: "
+            "use the data set the task is about"
+        )
+
+
+def _diverged(what: str, config: TrainingConfig) -> str:
+    return f"training diverged: {what}; lower the learning rate ({config.learning_rate}) or check the data"

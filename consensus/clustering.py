@@ -1,11 +1,11 @@
 """Spectral clustering of clients by a matrix of correlations, in integers: the same labels on every machine.
 
-This is a consensus rule: from the matrix that an AGGREGATE transaction carries every node derives the clusters and their
-centroids. Here belong the matrix's byte form, the clustering and the centroids. Where the correlations come from
+This is a consensus rule: from the matrix that an AGGREGATE transaction carries every node derives the clusters and
+their centroids. Here belong the matrix's byte form, the clustering and the centroids. Where the correlations come from
 (prototypes, Pearson) and what the clusters are good for (averages, payouts, the packing queue) does not.
 
-There is no float in this module, not even an intermediate one. Numbers are numpy int64, whose sums don't depend on order,
-thread count, vector width or numpy's version as long as they don't overflow; every product below says why it can't.
+There is no float in this module, not even an intermediate one. Numbers are numpy int64, whose sums don't depend on
+order, thread count, vector width or numpy's version as long as they don't overflow; every product says why it can't.
 
 Fixed point: a *fraction* is an integer in units of 2^-30 ("Q30"). The affinity L = D^-1/2 A D^-1/2 has spectral radius
 at most 1, so every row of L, every unit vector, every rotation and every row of a matrix with orthonormal columns has
@@ -29,7 +29,7 @@ SimilarityMatrix: TypeAlias = Integers | Sequence[Sequence[int]]
 SIMILARITY_ONE = 10_000
 """A correlation of 1: a correlation r travels as the integer r * 10^4, rounded half to even."""
 
-MAXIMUM_CLIENTS = 1024
+MAX_MATRIX_CLIENTS = 1024
 """Bounds time and the int64 sums below; an AGGREGATE transaction (128 KiB) can't carry more than 256 clients."""
 
 FRACTION_BITS = 30
@@ -44,7 +44,7 @@ BASIS_PER_COLUMN = 5
 """Size of the Krylov basis in blocks. Measured: 3 to 8 cost about the same in all, 5 was fastest at 256 clients."""
 
 DENSE_LIMIT = 40
-"""Up to so many clients the whole matrix is diagonalised: as fast as iterating, and there is no convergence to ask for."""
+"""Up to so many clients the whole matrix is diagonalised: as fast as iterating, and convergence is no question."""
 
 RESIDUAL_TOLERANCE = 1 << (FRACTION_BITS - 18)
 """|Lv - lambda v| <= 2^-18: what rounding correlations to 10^-4 does to L at 256 clients, so less would be noise."""
@@ -58,8 +58,8 @@ SWEEP_LIMIT = 16
 ROTATION_TOLERANCE = 1 << 4
 """Off-diagonal entries up to 2^-26 count as zero: just above what rounding itself leaves."""
 
-POINT_BITS = 20
-"""k-means in units of 2^-20: a squared distance is at most 4 * 2^40, and 1,024 of them sum to at most 2^52."""
+POINT_BITS = 24
+"""k-means in units of 2^-24: a squared distance is at most 4 * 2^48, and 1,024 of them sum to at most 2^60."""
 
 START_LIMIT = 12
 """Farthest-first starts from so many first points, evenly spaced over the clients, besides the greedy start."""
@@ -81,7 +81,7 @@ def matrix_from_triangle(triangle: bytes, clients: int) -> Integers:
     Raises:
         Rejection: MALFORMED where the length isn't that of `clients`, or an entry is outside [-10^4, 10^4].
     """
-    assert 1 <= clients <= MAXIMUM_CLIENTS, clients
+    assert 1 <= clients <= MAX_MATRIX_CLIENTS, clients
     expected_bytes = clients * (clients - 1)
     if len(triangle) != expected_bytes:
         raise Rejection(Reason.MALFORMED, what="similarity matrix", size_bytes=len(triangle), expected=expected_bytes)
@@ -106,10 +106,11 @@ def triangle_from_matrix(similarity: SimilarityMatrix) -> bytes:
 
 
 def cluster(similarity: SimilarityMatrix, clusters: int) -> tuple[int, ...]:
-    """Partitions clients by normalised spectral clustering (Ng, Jordan and Weiss, 2002), for BFLN's section 4.2.
+    """Partitions clients by normalised spectral clustering (Shi and Malik, 2000), for BFLN's section 4.2.
 
-    Deviations: the affinity is 1 + r with a zero diagonal, since a third of the correlations is negative in early
-    rounds and raw r breaks the method; all arithmetic is fixed point; k-means is started deterministically.
+    Clients are placed by the leading eigenvectors of D^-1 A and grouped by k-means. Deviations: the affinity is 1 + r
+    with a zero diagonal, since a third of the correlations is negative in early rounds and raw r breaks the method; all
+    arithmetic is fixed point; k-means is started deterministically.
 
     Where the matrix leaves nothing to decide no arithmetic is done: with `clusters >= clients` every client is its own
     cluster; clients with identical rows (identical models) share one, where that makes at most `clusters` of them; and
@@ -133,15 +134,17 @@ def cluster(similarity: SimilarityMatrix, clusters: int) -> tuple[int, ...]:
     pairs = matrix[np.triu_indices(clients, k=1)]
     if clusters == 1 or np.all(pairs == pairs[0]):
         return (0,) * clients
-    eigenvectors = _leading_eigenvectors(_normalised_affinity(matrix), clusters)
-    return _by_first_appearance(_k_means(_unit_points(eigenvectors), clusters).tolist())
+    affinity = _affinity(matrix)
+    roots = _root_degrees(affinity)
+    eigenvectors = _leading_eigenvectors(_normalised(affinity, roots), clusters)
+    return _by_first_appearance(_k_means(_points(eigenvectors, roots), clusters).tolist())
 
 
 def centroids(similarity: SimilarityMatrix, labels: Sequence[int]) -> tuple[int, ...]:
     """Finds the client closest to the mean of each cluster: BFLN, eq. 4-6.
 
-    A client's point is its row over *all* clients, the diagonal included. With s members, sum_j (s * S_ij - sum_k S_kj)^2
-    is s^2 times the squared distance of eq. 6, and orders clients as the distance does, exactly.
+    A client's point is its row over *all* clients, the diagonal included. With s members, the sum over j of
+    (s * S_ij - sum_k S_kj)^2 is s^2 times the squared distance of eq. 6: it orders clients alike, exactly.
 
     Args:
         similarity: as for `cluster`.
@@ -151,7 +154,8 @@ def centroids(similarity: SimilarityMatrix, labels: Sequence[int]) -> tuple[int,
         One client index for each label, in the order of labels; ties go to the lowest index (a pair always ties).
     """
     matrix = _checked(similarity)
-    assert len(labels) == len(matrix) and _by_first_appearance(labels) == tuple(labels), labels
+    assert len(labels) == len(matrix), (len(labels), len(matrix))
+    assert _by_first_appearance(labels) == tuple(labels), labels
     found = []
     label_of = np.asarray(labels, dtype=np.int64)
     for label in range(max(labels) + 1):
@@ -166,11 +170,14 @@ def centroids(similarity: SimilarityMatrix, labels: Sequence[int]) -> tuple[int,
 def _checked(similarity: SimilarityMatrix) -> Integers:
     """The matrix as int64. Bytes from a peer come through `matrix_from_triangle`, so a fault here is our own."""
     matrix = np.asarray(similarity)
-    assert matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] and matrix.dtype.kind == "i", matrix.dtype
-    assert 1 <= len(matrix) <= MAXIMUM_CLIENTS, len(matrix)
-    assert bool(np.all(np.abs(matrix) <= SIMILARITY_ONE)) and bool(np.all(matrix == matrix.T))
-    assert bool(np.all(np.diagonal(matrix) == SIMILARITY_ONE))
-    return matrix.astype(np.int64)
+    assert matrix.dtype.kind == "i", matrix.dtype
+    matrix = matrix.astype(np.int64)
+    assert matrix.shape == (len(matrix), len(matrix)), matrix.shape
+    assert 1 <= len(matrix) <= MAX_MATRIX_CLIENTS, len(matrix)
+    assert np.abs(matrix).max() <= SIMILARITY_ONE
+    assert np.array_equal(matrix, matrix.T)
+    assert (np.diagonal(matrix) == SIMILARITY_ONE).all()
+    return matrix
 
 
 def _by_first_appearance(keys: Sequence[object]) -> tuple[int, ...]:
@@ -192,32 +199,38 @@ def _rescaled(products: Integers) -> Integers:
     return (products + (FRACTION_ONE >> 1)) >> FRACTION_BITS
 
 
-def _normalised_affinity(matrix: Integers) -> Integers:
-    """D^-1/2 A D^-1/2 as fractions, A = 10^4 + S with a zero diagonal and D its row sums.
+def _affinity(matrix: Integers) -> Integers:
+    """10^4 + S with a zero diagonal; a client without affinity to anybody (-1 with everybody) keeps its own.
 
-    A client of degree 0 (correlation -1 with everybody) is a component of its own: its diagonal entry is 1, so that it
-    has an eigenvalue 1 as every other component has.
+    So no degree is zero, and such a client is a component like any other: it has an eigenvalue 1 of its own.
     """
     affinity = matrix + SIMILARITY_ONE
     np.fill_diagonal(affinity, 0)
-    degrees = affinity.sum(axis=1)
-    # Degrees are at most 1,024 * 20,000 < 2^25, so their roots in units of 2^-16 are below 2^29.
-    roots = np.array([max(1, isqrt(degree << 32)) for degree in degrees.tolist()], dtype=np.int64)
-    # A_ij < 2^15, so A_ij << 44 < 2^59. A_ij <= D_ii, so the quotient is at most 2^28 * sqrt(D_ii) < 2^41.
+    isolated = np.flatnonzero(affinity.sum(axis=1) == 0)
+    affinity[isolated, isolated] = 2 * SIMILARITY_ONE
+    return affinity
+
+
+def _root_degrees(affinity: Integers) -> Integers:
+    """Square roots of the row sums in units of 2^-16: row sums are in [1, 2^25), so these are in [2^16, 2^29)."""
+    return np.array([isqrt(degree << 32) for degree in affinity.sum(axis=1).tolist()], dtype=np.int64)
+
+
+def _normalised(affinity: Integers, roots: Integers) -> Integers:
+    """D^-1/2 A D^-1/2 as fractions, exactly symmetric."""
+    # A_ij < 2^15, so A_ij << 44 < 2^59; A_ij <= D_ii, so the quotient is at most 2^28 * sqrt(D_ii) < 2^41.
     halfway = (affinity << 44) // roots[:, np.newaxis]
-    # halfway << 18 < 2^59. The result is 2^30 * A_ij / sqrt(D_ii D_jj), and A_ij <= sqrt(D_ii D_jj).
-    normalised = np.triu((halfway << 18) // roots[np.newaxis, :], k=1)
-    normalised += normalised.T
-    normalised[degrees == 0, degrees == 0] = FRACTION_ONE
-    return normalised
+    # halfway << 18 < 2^59; A_ij <= sqrt(D_ii D_jj), so the quotient is at most 2^30.
+    upper = np.triu((halfway << 18) // roots[np.newaxis, :])
+    return upper + np.triu(upper, k=1).T
 
 
 def _leading_eigenvectors(matrix: Integers, count: int) -> Integers:
     """The eigenvectors of the `count` largest eigenvalues, as rows (count, clients) of fractions.
 
     Block Krylov iteration with Rayleigh and Ritz's projection (Saad, Numerical Methods for Large Eigenvalue Problems,
-    2011, ch. 6): a basis is grown from a block by multiplying with the matrix, the matrix is diagonalised within that basis,
-    and the best vectors start the next basis. It needs no shift and no bound on the spectrum, which a peer chooses.
+    2011, ch. 6): a basis is grown from a block by multiplying with the matrix, the matrix is diagonalised within that
+    basis, and the best vectors start the next one. It needs no shift and no bound on the spectrum, which peers choose.
     """
     clients = len(matrix)
     columns = count + EXTRA_COLUMNS
@@ -239,7 +252,7 @@ def _leading_eigenvectors(matrix: Integers, count: int) -> Integers:
 
 
 def _start_block(columns: int, clients: int) -> Integers:
-    """Fixed pseudo-random rows (columns, clients) below 2^20: any fixed vectors do that no honest matrix is orthogonal to."""
+    """Fixed pseudo-random rows (columns, clients), below 2^20: any will do that no eigenvector is orthogonal to."""
     stream = hashlib.shake_256(b"bfl1:spectral-start").digest(columns * clients * 4)
     return (np.frombuffer(stream, dtype=">i4").astype(np.int64) >> 11).reshape(columns, clients)
 
@@ -264,8 +277,8 @@ def _krylov_basis(matrix: Integers, block: Integers, size: int) -> tuple[Integer
 def _extended(basis: Integers, vectors: Integers) -> Integers:
     """Appends to orthonormal rows what is new in `vectors`, by Gram and Schmidt's method run twice on each.
 
-    The second run removes what rounding left (Giraud et al., 2005: twice is enough). A vector that loses all but 2^-12 of its
-    length is dependent on the others and is dropped: what is left of it is rounding.
+    The second run removes what rounding left (Giraud et al., 2005: twice is enough). A vector that loses all but 2^-12
+    of its length is dependent on the others and is dropped: what is left of it is mostly rounding.
     """
     rows = list(basis)
     for vector in vectors:
@@ -288,10 +301,10 @@ def _unit(vector: Integers, minimum: int = 1) -> Integers | None:
 
 
 def _eigen(matrix: Integers) -> tuple[Integers, Integers]:
-    """All eigenvalues, largest first, and eigenvectors by rows, of a symmetric matrix of fractions with norm at most 1.
+    """All eigenvalues, largest first, and eigenvectors by rows, of a symmetric matrix of fractions of norm at most 1.
 
-    Jacobi's method with the rotations of a round-robin tournament: the pairs of one round are disjoint, so that they are
-    applied together (Golub and Van Loan, Matrix Computations, 2013, section 8.5).
+    Jacobi's method with the rotations of a round-robin tournament: the pairs of one round are disjoint, so that they
+    are applied together (Golub and Van Loan, Matrix Computations, 2013, section 8.5).
     """
     size = len(matrix)
     values = matrix.copy()
@@ -342,7 +355,7 @@ def _rotate(values: Integers, vectors: Integers, first: Integers, second: Intege
 def _rotation(upper: int, lower: int, off: int) -> tuple[int, int]:
     """Cosine and sine, as fractions, of the smaller rotation that diagonalises [[upper, off], [off, lower]].
 
-    With d = upper - lower and h = sqrt(d^2 + 4 off^2): cos^2 = (1 + |d| / h) / 2 and sin = off / (h cos), with d's sign.
+    With d = upper - lower, h = sqrt(d^2 + 4 off^2): cos^2 = (1 + |d| / h) / 2 and sin = off / (h cos), with d's sign.
     """
     difference = upper - lower
     hypotenuse = isqrt((difference * difference + 4 * off * off) << 2 * FRACTION_BITS)
@@ -351,12 +364,15 @@ def _rotation(upper: int, lower: int, off: int) -> tuple[int, int]:
     return cosine, sine if difference >= 0 else -sine
 
 
-def _unit_points(eigenvectors: Integers) -> Integers:
-    """The clients as points: columns of the eigenvectors scaled to norm 1, (clients, columns) in units of 2^-POINT_BITS."""
-    points = np.ascontiguousarray(eigenvectors.T)
-    # The columns of a matrix with orthonormal rows have norm at most 1.
-    norms = [max(1, isqrt(total)) for total in (points * points).sum(axis=1).tolist()]
-    return (points << POINT_BITS) // np.array(norms, dtype=np.int64)[:, np.newaxis]
+def _points(eigenvectors: Integers, roots: Integers) -> Integers:
+    """The clients as points (clients, columns): D^-1/2 times the eigenvectors, in units of 2^-POINT_BITS.
+
+    One common factor, the smallest root of a degree, makes every factor at most 1. Columns of a matrix with orthonormal
+    rows have norm at most 1, so the points have too.
+    """
+    # Both factors are below 2^30.
+    scaled: Integers = eigenvectors.T * roots.min() // roots[:, np.newaxis]
+    return scaled >> (FRACTION_BITS - POINT_BITS)
 
 
 def _k_means(points: Integers, clusters: int) -> Integers:
@@ -374,7 +390,7 @@ def _k_means(points: Integers, clusters: int) -> Integers:
 
 
 def _squared_distances(points: Integers, others: Integers) -> Integers:
-    """Squared Euclidean distances (points, others) in units of 2^-40, at most 4 * 2^40."""
+    """Squared Euclidean distances (points, others) in units of 2^-48, at most 4 * 2^48."""
     total = np.zeros((len(points), len(others)), dtype=np.int64)
     for column, other_column in zip(points.T, others.T, strict=True):
         difference = column[:, np.newaxis] - other_column[np.newaxis, :]
@@ -383,7 +399,7 @@ def _squared_distances(points: Integers, others: Integers) -> Integers:
 
 
 def _farthest_first(distances: Integers, first: int, clusters: int) -> list[int]:
-    """Indices of start centres: each next one is farthest from those chosen; ties to the lowest index (Gonzalez, 1985)."""
+    """Indices of start centres: each next is farthest from those chosen, ties to the lowest index (Gonzalez, 1985)."""
     chosen = [first]
     nearest = distances[first]
     while len(chosen) < clusters:

@@ -1,12 +1,12 @@
 """BFLN's incentive in integers: how the reward of one learning round is divided (BFLN, section 4.3.1, eq. 7-9).
 
-Here belongs the arithmetic alone. Who was included, which escrow pays and whose account is credited is the round's business.
+Here belongs the arithmetic alone. Who was included, which escrow pays and whose account is credited does not.
 
-With cluster sizes n_1..n_j of N included clients, the reward R in micro-tokens and S = sum n_i^rho, a member of a cluster
-of n_i gets Gamma(n_i) / n_i = R * n_i^(rho-1) / S and pays the aggregator kappa / N = R / (S * N); both are rounded down.
-What rounding down leaves of R, the dust, goes to the aggregator, so that the payouts sum to R exactly.
+With cluster sizes n_1..n_j of N included clients, the reward R in micro-tokens and S = sum n_i^rho, a member of a
+cluster of n_i gets Gamma(n_i) / n_i = R * n_i^(rho-1) / S and pays the aggregator kappa / N = R / (S * N), both rounded
+down. What rounding down leaves of R, the dust, goes to the aggregator, so that the payouts sum to R exactly.
 
-A net amount can't be negative: n_i >= 1 and rho >= 1 give R * n_i^(rho-1) >= R, and N >= 1 gives R / (S * N) <= R / S, and
+A net amount can't be negative: n_i >= 1 and rho >= 1 give R * n_i^(rho-1) >= R, N >= 1 gives R / (S * N) <= R / S, and
 rounding down keeps the order; so fee <= R // S <= gross.
 """
 
@@ -76,14 +76,16 @@ def bfln_payout(labels: Sequence[int], reward: Amount, rho: int) -> Payout:
     """Divides the reward of a round among the included clients and the aggregator (BFLN, eq. 7-9).
 
     Args:
-        labels: the cluster of each included client, in the clients' order; at least one, as `clustering.cluster` returns them.
+        labels: the cluster of each included client, as `clustering.cluster` returns them; at least one client.
         reward: R in micro-tokens, at least 0.
         rho: exponent of the cluster size, at least 1. The paper has rho > 1; with 1 all clients earn the same.
 
     Returns:
         Amounts that sum to `reward` exactly, clients' nets and the aggregator's fees and dust together.
     """
-    assert labels and reward >= 0 and rho >= 1, (len(labels), reward, rho)
+    assert labels
+    assert reward >= 0, reward
+    assert rho >= 1, rho
     sizes = [0] * (max(labels) + 1)
     for label in labels:
         sizes[label] += 1

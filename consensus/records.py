@@ -40,7 +40,8 @@ class Record:
 
     def to_value(self) -> Value:
         """The record as nested tuples of integers, bytes, booleans and strings."""
-        return _record(type(self))[0](self)
+        kind: Any = type(self)
+        return _record(kind)[0](self)
 
     @classmethod
     def from_value(cls, value: Value, name: str = "") -> Self:
@@ -49,7 +50,8 @@ class Record:
         Raises:
             Rejection: MALFORMED, with the path of the first field that is not what the annotations say.
         """
-        record: Self = _record(cls)[1](value, name or cls.__name__)
+        kind: Any = cls
+        record: Self = _record(kind)[1](value, name or cls.__name__)
         return record
 
     def to_bytes(self) -> bytes:
@@ -111,23 +113,18 @@ def _record_value(record: Record) -> Value:
 
 
 @cache
-def _record(kind: type[Record]) -> tuple[Writer, Reader]:
+def _record(kind: Any) -> tuple[Writer, Reader]:
     hints = get_type_hints(kind, include_extras=True)
-    names = tuple(field.name for field in fields(kind))  # type: ignore[arg-type]  # every Record subclass is a dataclass
+    names = tuple(field.name for field in fields(kind))
     codecs = tuple(_codec(hints[name]) for name in names)
 
     def write(record: Any) -> Value:
-        return tuple(
-            writer(getattr(record, name)) for name, (writer, _) in zip(names, codecs, strict=True)
-        )
+        return tuple(writer(getattr(record, name)) for name, (writer, _) in zip(names, codecs, strict=True))
 
     def read(value: Value, path: str) -> Any:
         items = _array(value, len(names), len(names), path)
         return kind(
-            *(
-                reader(item, f"{path}.{name}")
-                for item, name, (_, reader) in zip(items, names, codecs, strict=True)
-            )
+            *(reader(item, f"{path}.{name}") for item, name, (_, reader) in zip(items, names, codecs, strict=True))
         )
 
     return write, read

@@ -19,6 +19,7 @@ class Reason(StrEnum):
     WRONG_PROPOSER = "wrong-proposer"
     WRONG_TIME = "wrong-time"
     WRONG_ROOT = "wrong-root"
+    WRONG_HASH = "wrong-hash"
     WRONG_COMMIT = "wrong-commit"
     UNKNOWN_VALIDATOR = "unknown-validator"
     NO_QUORUM = "no-quorum"

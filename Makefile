@@ -44,9 +44,10 @@ install: $(VENV)/.installed  ## install what a node needs into .venv
 
 install-dev: $(VENV)/.installed-dev  ## the same, with the tools for tests and checks
 
-view:  ## links that let mypy and editors see the packages under their installed names
+view: $(VENV)/.installed-dev  ## links that let mypy and editors see the packages under their installed names
 	@mkdir -p build/view/bflnode
 	@for package in node consensus fl storage; do ln -sfn ../../../$$package build/view/bflnode/$$package; done
+	@ln -sfn "$$($(BIN)/python -c 'import importlib.util; print(importlib.util.find_spec("trio").submodule_search_locations[0])')" build/view/trio
 
 clean:  ## remove .venv, caches and build outputs
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,252 @@
+"""What a trainer process does for each kind of job: read files, call `bflnode.fl`, write files.
+
+torch is imported by the first job that needs it; aggregation and initial weights don't. What is wrong with a job's
+input is a ValueError or OSError whose message names the file. The process around it is `worker`.
+"""
+
+import mmap
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, assert_never, cast
+
+from bflnode.fl.architectures import Architecture, architecture
+from bflnode.fl.samples import LabelledData, load_shard, read_npz
+from bflnode.fl.weights import InvalidWeights, parse
+
+from .worker_protocol import (
+    MAX_PREDICTIONS,
+    AggregateJob,
+    AggregateResult,
+    EvaluateJob,
+    EvaluateResult,
+    InitialModelJob,
+    InitialModelResult,
+    Job,
+    MatrixJob,
+    MatrixResult,
+    OwnProbeJob,
+    OwnProbeResult,
+    PredictJob,
+    PredictResult,
+    ProbeSamples,
+    PublicProbe,
+    Result,
+    TrainJob,
+    TrainResult,
+)
+
+DEVICES = ("auto", "cpu", "cuda")
+
+PARTIAL_SUFFIX = ".partial"
+"""A fixed name, so that what a killed worker leaves is overwritten by the next attempt instead of piling up."""
+
+PREDICTION_INPUTS = "inputs"
+"""The key of the samples in the .npz of a PredictJob."""
+
+_ZIP_MAGIC = b"PK\x03\x04"
+
+Report = Callable[[float, str], None]
+"""Called with a fraction in [0, 1] and a few words; what it raises ends the job."""
+
+
+def run_job(job: Job, report: Report, threads: int) -> Result:
+    """Do a job.
+
+    Args:
+        job: what to do.
+        report: is told about progress.
+        threads: that training may use; everything that others re-compute uses one.
+
+    Raises:
+        ValueError: a parameter or the content of a file.
+        OSError: a file that can't be read or written.
+    """
+    match job:
+        case TrainJob():
+            return _train(job, report, threads)
+        case AggregateJob():
+            return _aggregate(job, report)
+        case MatrixJob():
+            return _matrix(job)
+        case OwnProbeJob():
+            return _own_probe(job)
+        case EvaluateJob():
+            return _evaluate(job)
+        case PredictJob():
+            return _predict(job)
+        case InitialModelJob():
+            model = architecture(job.architecture_id).initial_weights(job.seed)
+            return InitialModelResult(_write(Path(job.output_path), model))
+        case unknown:
+            assert_never(unknown)
+
+
+def _train(job: TrainJob, report: Report, threads: int) -> TrainResult:
+    from bflnode.fl.training import TrainingConfig, train
+
+    if job.device not in DEVICES:
+        raise ValueError(f"{job.device!r} is no device: use one of {', '.join(DEVICES)}")
+    config = TrainingConfig(
+        learning_rate=job.learning_rate,
+        batch_size=job.batch_size,
+        epochs=job.epochs,
+        seed=job.seed,
+        device=cast(Literal["auto", "cpu", "cuda"], job.device),
+        threads=threads,
+    )
+
+    def report_epoch(epoch: int, epochs: int, loss: float) -> None:
+        report(epoch / epochs, f"epoch {epoch} of {epochs}, loss {loss:.4f}")
+
+    chosen, shard = architecture(job.architecture_id), load_shard(Path(job.shard_path))
+    with _models([job.base_path], chosen) as (base,):
+        trained = train(chosen, bytes(base), shard, config, report_epoch)
+    _write(Path(job.output_path), trained.model)
+    return TrainResult(
+        received_accuracy=trained.received_accuracy,
+        post_accuracy=trained.post_accuracy,
+        loss=trained.losses[-1],
+        samples=trained.samples,
+        seconds=trained.seconds,
+    )
+
+
+def _aggregate(job: AggregateJob, report: Report) -> AggregateResult:
+    from bflnode.fl.aggregation import aggregate
+
+    count = len(job.input_paths)
+    if len(job.weights) != count or len(job.groups) != len(job.output_paths):
+        raise ValueError(
+            f"{count} models with {len(job.weights)} weights, {len(job.groups)} groups with "
+            f"{len(job.output_paths)} outputs: there must be one weight a model and one output a group"
+        )
+    if any(not 0 <= member < count for group in job.groups for member in group):
+        raise ValueError(f"groups {job.groups} name models beyond the {count} given")
+    chosen = architecture(job.architecture_id)
+    sizes = []
+    with _models(job.input_paths, chosen) as models:
+        for done, (group, output) in enumerate(zip(job.groups, job.output_paths, strict=True)):
+            report(done / len(job.groups), f"cluster {done + 1} of {len(job.groups)}")
+            mean = aggregate([models[i] for i in group], [job.weights[i] for i in group], chosen.table)
+            sizes.append(_write(Path(output), mean))
+    return AggregateResult(tuple(sizes))
+
+
+def _matrix(job: MatrixJob) -> MatrixResult:
+    from bflnode.fl.prototypes import choose_probe, correlation_matrix, prototypes, upper_triangle
+
+    chosen = architecture(job.architecture_id)
+    match job.probe:
+        case ProbeSamples(samples_path):
+            inputs = _samples(Path(samples_path), chosen).inputs
+        case PublicProbe(probe_set_path, seed, psi):
+            probe_set = _samples(Path(probe_set_path), chosen)
+            inputs = probe_set.take(choose_probe(seed, probe_set.labels, psi).indices).inputs
+        case unknown:
+            assert_never(unknown)
+    with _models(job.model_paths, chosen) as models:
+        values = prototypes(chosen, models, inputs)
+    return MatrixResult(upper_triangle(correlation_matrix(values)))
+
+
+def _own_probe(job: OwnProbeJob) -> OwnProbeResult:
+    from bflnode.fl.prototypes import own_probe, serialize_samples
+
+    probe = own_probe(load_shard(Path(job.shard_path)), job.seed, job.psi)
+    return OwnProbeResult(_write(Path(job.output_path), serialize_samples(probe.inputs, probe.labels)))
+
+
+def _evaluate(job: EvaluateJob) -> EvaluateResult:
+    from bflnode.fl.training import evaluate
+
+    chosen = architecture(job.architecture_id)
+    path = Path(job.data_path)
+    with path.open("rb") as file:
+        is_shard = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+    data = load_shard(path).test if is_shard else _samples(path, chosen)
+    with _models([job.model_path], chosen) as (model,):
+        evaluation = evaluate(chosen, model, data)
+    return EvaluateResult(evaluation.accuracy, evaluation.loss, evaluation.samples)
+
+
+def _predict(job: PredictJob) -> PredictResult:
+    from bflnode.fl.training import predict
+
+    chosen = architecture(job.architecture_id)
+    shape = ", ".join(map(str, chosen.input_shape))
+    arrays = read_npz(Path(job.inputs_path), (PREDICTION_INPUTS,))
+    if PREDICTION_INPUTS not in arrays:
+        raise ValueError(f"{job.inputs_path} has no array {PREDICTION_INPUTS!r}: numpy.savez(path, inputs=samples)")
+    inputs: Any = arrays[PREDICTION_INPUTS]  # of whatever type the file has, until it is checked
+    if inputs.ndim != 4 or inputs.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{job.inputs_path}: inputs are {inputs.dtype} of shape {inputs.shape}, "
+            f"give numbers of shape (samples, {shape})"
+        )
+    if len(inputs) > MAX_PREDICTIONS:
+        raise ValueError(f"{job.inputs_path}: {len(inputs)} samples, ask for at most {MAX_PREDICTIONS} at a time")
+    if (inputs - inputs != 0).any():
+        raise ValueError(f"{job.inputs_path}: inputs have a NaN or an infinity, clean the data first")
+    with _models([job.model_path], chosen) as (model,):
+        prediction = predict(chosen, model, inputs)
+    probabilities = tuple(tuple(row) for row in prediction.probabilities.tolist())
+    return PredictResult(tuple(prediction.labels.tolist()), probabilities)
+
+
+def _samples(path: Path, chosen: Architecture) -> LabelledData:
+    """A sample file, which may be hostile."""
+    from bflnode.fl.prototypes import SampleLimits, parse_samples
+
+    with _naming(path):
+        return parse_samples(_map(path), SampleLimits(chosen.input_shape, chosen.classes))
+
+
+@contextmanager
+def _models(paths: Sequence[str], chosen: Architecture) -> Iterator[list[memoryview]]:
+    """Model files mapped into memory, not read: 256 of ResNet-18 are 11 GB.
+
+    When the block finds bytes that aren't a model, the error names the file.
+    """
+    models = [_map(Path(path)) for path in paths]
+    try:
+        yield models
+    except InvalidWeights:
+        for path, model in zip(paths, models, strict=True):
+            with _naming(Path(path)):
+                parse(model, chosen.table)
+        raise
+
+
+def _map(path: Path) -> memoryview:
+    """A file's bytes; the mapping ends with the last reference to it, tensors that look into it included."""
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say which file it is that isn't weights or samples."""
+    try:
+        yield
+    except InvalidWeights as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _write(path: Path, data: bytes) -> int:
+    """Write a file that appears whole or not at all, even if the machine stops; returns its size."""
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return len(data)

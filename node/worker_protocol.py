@@ -1,0 +1,245 @@
+"""What a node and its trainer process tell each other: jobs, progress, results and failures.
+
+The node listens on a Unix-domain socket, the worker connects and says `Hello`. Then, one job at a time:
+
+```
+node                         worker
+ |-- RunJob(number, job) ----->|
+ |<---- Progress(number, …) ---|   none or more
+ |<---- JobDone | JobRefused --|   exactly one
+```
+
+Models, shards and probes are files and are named by absolute path. Output files appear whole or not at all.
+Here are the messages alone; `worker` runs jobs, `trainer` is the node's side.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .process_messages import ProcessMessages
+
+MAX_PREDICTIONS = 4096
+"""Samples one PredictJob may ask for, so that the answer fits in a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """Train a received model on the node's own shard.
+
+    Attributes:
+        shard_path: what `bflnode.fl.samples.load_shard` reads.
+        device: "cpu", "cuda", or "auto" for a GPU if there is one.
+    """
+
+    architecture_id: str
+    base_path: str
+    shard_path: str
+    output_path: str
+    epochs: int = 5
+    batch_size: int = 64
+    learning_rate: float = 0.001
+    seed: int = 0
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """Accuracies in [0, 1] on the shard's local test data: before (RECEIVED) and after (POST) training."""
+
+    received_accuracy: float
+    post_accuracy: float
+    loss: float
+    samples: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateJob:
+    """Average models by clusters.
+
+    Attributes:
+        weights: integer weight of each input, in the order of `input_paths`.
+        groups: a tuple of indexes into `input_paths` for each output.
+    """
+
+    architecture_id: str
+    input_paths: tuple[str, ...]
+    weights: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+    output_paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AggregateResult:
+    """Sizes of the files written, in the order of `output_paths`."""
+
+    sizes_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PublicProbe:
+    """Samples that the chain's seed draws from a task's probe set; psi is their number."""
+
+    probe_set_path: str
+    seed: bytes
+    psi: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSamples:
+    """Samples an aggregator published: a file as `OwnProbeJob` writes it."""
+
+    samples_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixJob:
+    """Compare models by their prototypes on a probe."""
+
+    architecture_id: str
+    model_paths: tuple[str, ...]
+    probe: PublicProbe | ProbeSamples
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixResult:
+    """The strict upper triangle of the similarity matrix: big-endian int16, row by row, in units of 10^-4."""
+
+    triangle: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OwnProbeJob:
+    """Draw the aggregator's own probe from its shard."""
+
+    shard_path: str
+    seed: bytes
+    psi: int
+    output_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnProbeResult:
+    """Size of the file written."""
+
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateJob:
+    """Measure a model on the test data of a shard, or on a sample file such as a validation set."""
+
+    architecture_id: str
+    model_path: str
+    data_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateResult:
+    """Accuracy in [0, 1], mean cross-entropy in nats."""
+
+    accuracy: float
+    loss: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class PredictJob:
+    """Classify a person's samples: an .npz whose `inputs` are (samples, channels, height, width)."""
+
+    architecture_id: str
+    model_path: str
+    inputs_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class PredictResult:
+    """The most probable class of each sample, and the probability of every class."""
+
+    labels: tuple[int, ...]
+    probabilities: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InitialModelJob:
+    """Write the weights that a task starts from."""
+
+    architecture_id: str
+    seed: int
+    output_path: str
+
+
+@dataclass(frozen=True, slots=True)
+class InitialModelResult:
+    """Size of the file written."""
+
+    size_bytes: int
+
+
+Job = TrainJob | AggregateJob | MatrixJob | OwnProbeJob | EvaluateJob | PredictJob | InitialModelJob
+Result = (
+    TrainResult | AggregateResult | MatrixResult | OwnProbeResult | EvaluateResult | PredictResult | InitialModelResult
+)
+
+
+class RefusalReason(StrEnum):
+    """Why a worker couldn't do a job."""
+
+    BAD_INPUT = "bad-input"
+    """A file or parameter of the job: missing, malformed, of another architecture."""
+
+    OUT_OF_MEMORY = "out-of-memory"
+    """The job is too large for this machine."""
+
+    DEFECT = "defect"
+    """Our fault; the traceback is in the worker's log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The worker's first message."""
+
+    process_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunJob:
+    """A job for the worker; the number comes back in its answers."""
+
+    number: int
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a job is: a fraction in [0, 1] and a few words."""
+
+    number: int
+    fraction: float
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobDone:
+    """A job's result."""
+
+    number: int
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class JobRefused:
+    """A job that can't be done; the worker lives on."""
+
+    number: int
+    reason: str
+    explanation: str
+
+
+WorkerMessage = Hello | RunJob | Progress | JobDone | JobRefused
+
+WORKER_MESSAGES: ProcessMessages[WorkerMessage] = ProcessMessages(
+    *(TrainJob, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, OwnProbeJob, EvaluateJob, PredictJob),
+    *(InitialModelJob, TrainResult, AggregateResult, MatrixResult, OwnProbeResult, EvaluateResult, PredictResult),
+    *(InitialModelResult, Hello, RunJob, Progress, JobDone, JobRefused),
+)

@@ -18,13 +18,14 @@ MAX_WEIGHT = 2**40
 """So that sums of weights stay exact in float64 (below 2**53) for up to 8,192 models."""
 
 MAX_MODELS = 8192
+"""Far more than the 256 clients of a round on chain."""
 
 
 def aggregate(models: Sequence[bytes | memoryview], weights: Sequence[int], table: TensorTable) -> bytes:
     """The weighted mean of models (FedAvg, McMahan et al. 2017), bit for bit defined.
 
-    Each float element is `float32(sum_i w_i * float64(x_i) / sum_i w_i)`: one product, one sum at a time, in the order of
-    the models; the final division and each step round to nearest even. Integers (BatchNorm's counters) are the
+    Each float element is `float32(sum_i w_i * float64(x_i) / sum_i w_i)`: one product, one sum at a time, in the
+    order of the models; each step and the final division round to nearest even. Integers (BatchNorm's counters) are the
     floor of the exact mean. Permuting the models may change last bits: the caller fixes the order, by key.
 
     Args:

@@ -34,6 +34,9 @@ MIN_SIDE_CNN = 4
 MAX_CLASSES = 1000
 """ImageNet's."""
 
+NAMES = ("mlp", "cnn", "resnet18")
+"""The names an architecture id can start with."""
+
 CODE_LENGTH_MLP = 64
 CODE_LENGTH_CNN = 32
 CODE_LENGTH_RESNET = 32
@@ -52,7 +55,7 @@ CNN_KERNEL = 5
 RESNET_CHANNELS = (64, 128, 256, 512)
 """Channels of ResNet-18's four stages (He et al. 2016, table 1)."""
 
-_ID = re.compile(r"(?P<name>[a-z][a-z0-9]{0,15})/(?P<c>[1-9]\d{0,3})x(?P<h>[1-9]\d{0,3})x(?P<w>[1-9]\d{0,3})/(?P<k>[1-9]\d{0,3})")
+_ID = re.compile(r"([a-z][a-z0-9]{0,15})/(N)x(N)x(N)/(N)".replace("N", "[1-9][0-9]{0,3}"))
 
 
 class UnknownArchitecture(ValueError):
@@ -162,21 +165,27 @@ def architecture(architecture_id: str) -> Architecture:
     Raises:
         UnknownArchitecture: the id is malformed, out of range or names no architecture; the message says which.
     """
-    match = _ID.fullmatch(architecture_id) if architecture_id.isascii() else None
+    match = _ID.fullmatch(architecture_id)
     if match is None:
         raise UnknownArchitecture(
             f"{architecture_id[:80]!r} is not an architecture id: write <name>/<channels>x<height>x<width>/<classes>, "
             f"for example mlp/1x8x8/10; names are {', '.join(NAMES)}"
         )
-    name = match["name"]
-    input_shape = (int(match["c"]), int(match["h"]), int(match["w"]))
-    classes = int(match["k"])
+    name = match[1]
+    input_shape = (int(match[2]), int(match[3]), int(match[4]))
+    classes = int(match[5])
     if name not in NAMES:
         raise UnknownArchitecture(f"there is no architecture {name!r}; names are {', '.join(NAMES)}")
     _refuse_out_of_range(name, input_shape, classes)
-    layers, code_length = _LAYERS[name](input_shape, classes)
-    layers = (*layers, *_linear("decision", code_length, classes))
-    layers = tuple(sorted(layers, key=lambda layer: layer.spec.name))
+    match name:
+        case "mlp":
+            body, code_length = _mlp_layers(input_shape), CODE_LENGTH_MLP
+        case "cnn":
+            body, code_length = _cnn_layers(input_shape), CODE_LENGTH_CNN
+        case _:
+            code_length = CODE_LENGTH_RESNET_MANY if classes >= MANY_CLASSES else CODE_LENGTH_RESNET
+            body = _resnet_layers(input_shape[0], code_length)
+    layers = tuple(sorted((*body, *_linear("decision", code_length, classes)), key=lambda layer: layer.spec.name))
     table = TensorTable(tuple(layer.spec for layer in layers))
     return Architecture(
         id=architecture_id,
@@ -202,29 +211,27 @@ def _refuse_out_of_range(name: str, input_shape: tuple[int, int, int], classes: 
         raise UnknownArchitecture(f"{classes} classes, between 2 and {MAX_CLASSES} are supported")
 
 
-def _mlp_layers(input_shape: tuple[int, int, int], classes: int) -> tuple[tuple[_Layer, ...], int]:
+def _mlp_layers(input_shape: tuple[int, int, int]) -> tuple[_Layer, ...]:
     """One hidden layer, which is the code."""
-    return _linear("representation.hidden", prod(input_shape), CODE_LENGTH_MLP), CODE_LENGTH_MLP
+    return _linear("representation.hidden", prod(input_shape), CODE_LENGTH_MLP)
 
 
-def _cnn_layers(input_shape: tuple[int, int, int], classes: int) -> tuple[tuple[_Layer, ...], int]:
+def _cnn_layers(input_shape: tuple[int, int, int]) -> tuple[_Layer, ...]:
     """Two convolutions, each with a pooling by two, and a code layer."""
     channels, height, width = input_shape
     first, second = CNN_CHANNELS
     pixels = (height // 4) * (width // 4)
-    layers = (
+    return (
         *_convolution("representation.first", channels, first, CNN_KERNEL),
         *_convolution("representation.second", first, second, CNN_KERNEL),
         *_linear("representation.code", second * pixels, CODE_LENGTH_CNN),
     )
-    return layers, CODE_LENGTH_CNN
 
 
-def _resnet_layers(input_shape: tuple[int, int, int], classes: int) -> tuple[tuple[_Layer, ...], int]:
-    """torchvision's resnet18 (He et al. 2016), whose last layer gives the code."""
-    code_length = CODE_LENGTH_RESNET_MANY if classes >= MANY_CLASSES else CODE_LENGTH_RESNET
+def _resnet_layers(channels: int, code_length: int) -> tuple[_Layer, ...]:
+    """ResNet-18 as torchvision has it (He et al. 2016); its last layer gives the code."""
     root = "representation"
-    layers = [_resnet_convolution(f"{root}.conv1", input_shape[0], RESNET_CHANNELS[0], 7)]
+    layers = [_resnet_convolution(f"{root}.conv1", channels, RESNET_CHANNELS[0], 7)]
     layers += _batch_norm(f"{root}.bn1", RESNET_CHANNELS[0])
     inputs = RESNET_CHANNELS[0]
     for stage, outputs in enumerate(RESNET_CHANNELS, start=1):
@@ -239,13 +246,7 @@ def _resnet_layers(input_shape: tuple[int, int, int], classes: int) -> tuple[tup
                 layers += _batch_norm(f"{path}.downsample.1", outputs)
             inputs = outputs
     layers += _linear(f"{root}.fc", RESNET_CHANNELS[-1], code_length)
-    return tuple(layers), code_length
-
-
-_LAYERS = {"mlp": _mlp_layers, "cnn": _cnn_layers, "resnet18": _resnet_layers}
-
-NAMES = tuple(_LAYERS)
-"""The names an architecture id can start with."""
+    return tuple(layers)
 
 
 def _linear(path: str, inputs: int, outputs: int) -> tuple[_Layer, ...]:

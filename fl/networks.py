@@ -66,9 +66,10 @@ class CnnRepresentation(nn.Module):
 
 
 def build_classifier(architecture: Architecture) -> Classifier:
-    """A module of this architecture; the values of its tensors mean nothing and the global generator is untouched."""
+    """A module of this architecture; the values of its tensors mean nothing, no random generator is touched."""
     with torch.device("meta"):
-        classifier = Classifier(_representation(architecture), nn.Linear(architecture.code_length, architecture.classes))
+        decision = nn.Linear(architecture.code_length, architecture.classes)
+        classifier = Classifier(_representation(architecture), decision)
     return classifier.to_empty(device="cpu")
 
 
@@ -96,8 +97,8 @@ def _representation(architecture: Architecture) -> nn.Module:
 
 
 def _resnet_representation(architecture: Architecture) -> nn.Module:
-    """torchvision's resnet18 with the code as its classes; its first layer follows the number of channels."""
-    network = resnet18(weights=None, num_classes=architecture.code_length)
+    """ResNet-18 of torchvision with the code as its classes; its first layer follows the number of channels."""
+    network: nn.Module = resnet18(weights=None, num_classes=architecture.code_length)
     channels = architecture.input_shape[0]
     network.conv1 = nn.Conv2d(channels, RESNET_CHANNELS[0], kernel_size=7, stride=2, padding=3, bias=False)
     return network

@@ -3,7 +3,6 @@
 Pure functions of data and a seed, for experiments, the demo and benchmarks: real clients bring their own data.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -149,6 +148,17 @@ def hold_out(shard: Shard, *, probe: int, validation: int, global_test: int, see
     return HeldOut(held[0], held[1], held[2], Shard(shard.train, held[3]))
 
 
+def subset(data: LabelledData, samples: int, seed: int) -> LabelledData:
+    """So many samples, with the classes in the proportions of the data as far as whole samples allow.
+
+    Raises:
+        DatasetError: there are fewer.
+    """
+    if not 1 <= samples <= len(data):
+        raise DatasetError(f"{samples} of {len(data)} samples can't be taken: give 1 to {len(data)}")
+    return data.take(np.sort(_interleave_classes(data.labels, np.random.default_rng(seed))[:samples]))
+
+
 def _refuse_too_many_clients(shard: Shard, spread: Spread) -> None:
     if spread.clients < 1:
         raise DatasetError(f"{spread.clients} clients: give at least 1")
@@ -189,9 +199,7 @@ def _draw_dirichlet(
     )
 
 
-def _cut(
-    labels: Labels, category: int, shares: NDArray[np.float64], generator: np.random.Generator
-) -> list[Indices]:
+def _cut(labels: Labels, category: int, shares: NDArray[np.float64], generator: np.random.Generator) -> list[Indices]:
     """The samples of one class, shuffled and cut by shares."""
     members = generator.permutation(np.flatnonzero(labels == category))
     cuts = (np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
@@ -204,8 +212,7 @@ def _interleave_classes(labels: Labels, generator: np.random.Generator) -> Indic
     The k-th of a class's m shuffled samples stands at (k + u) / m with one u per class, so classes take even steps.
     """
     positions = np.empty(len(labels), dtype=np.float64)
-    draw: Callable[[], float] = generator.random
     for category in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == category))
-        positions[members] = (np.arange(len(members)) + draw()) / len(members)
+        positions[members] = (np.arange(len(members)) + generator.random()) / len(members)
     return np.argsort(positions, kind="stable")

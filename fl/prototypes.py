@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from .architectures import Architecture
 from .samples import Inputs, LabelledData, Labels, Shard, as_float, numbered_classes
-from .weights import DType, InvalidWeights, TensorSpec, TensorTable, WeightsFault, expected_size, parse, read_table, serialize
+from .weights import (
+    DType,
+    InvalidWeights,
+    TensorSpec,
+    TensorTable,
+    WeightsFault,
+    expected_size,
+    parse,
+    read_table,
+    serialize,
+)
 
 Prototypes = NDArray[np.float64]
 """(clients, code length)."""
@@ -89,7 +99,7 @@ def choose_probe(seed: bytes, labels: Labels, psi: int) -> Probe:
 
 
 def own_probe(shard: Shard, seed: bytes, psi: int) -> LabelledData:
-    """The probe an aggregator publishes out of its own training data, chosen by the same rule (probe mode aggregator)."""
+    """The probe an aggregator publishes out of its own training data, drawn by the same rule (the paper's way)."""
     return shard.train.take(choose_probe(seed, shard.train.labels, psi).indices)
 
 
@@ -137,7 +147,7 @@ def correlation_matrix(values: Prototypes) -> CorrelationMatrix:
         (clients, clients) int16 in [-10000, 10000].
     """
     clients, dimensions = values.shape
-    usable = np.isfinite(values).all(axis=1)
+    usable: NDArray[np.bool_] = np.isfinite(values).all(axis=1)
     values = np.where(usable[:, np.newaxis], values, 0.0)
     usable &= (values != values[:, :1]).any(axis=1)  # exact: the mean of equal numbers may differ from them
     sums = np.zeros(clients, dtype=np.float64)
@@ -148,12 +158,13 @@ def correlation_matrix(values: Prototypes) -> CorrelationMatrix:
     for dimension in range(dimensions):
         column = centred[:, dimension]
         covariances += column[:, np.newaxis] * column[np.newaxis, :]
-    deviations = np.where(usable, np.sqrt(np.diagonal(covariances)), 1.0)
-    correlations = covariances / (deviations[:, np.newaxis] * deviations[np.newaxis, :])
-    correlations[~usable, :] = 0.0
-    correlations[:, ~usable] = 0.0
+    deviations = np.sqrt(np.diagonal(covariances))
+    usable &= np.isfinite(deviations) & (deviations > 0.0)
+    deviations = np.where(usable, deviations, 1.0)
+    defined = usable[:, np.newaxis] & usable[np.newaxis, :]
+    correlations = np.where(defined, covariances, 0.0) / (deviations[:, np.newaxis] * deviations[np.newaxis, :])
     scaled = np.clip(np.rint(correlations * CORRELATION_SCALE), -CORRELATION_SCALE, CORRELATION_SCALE)
-    matrix = scaled.astype(np.int16)
+    matrix: CorrelationMatrix = scaled.astype(np.int16)
     np.fill_diagonal(matrix, CORRELATION_SCALE)
     return matrix
 
@@ -207,7 +218,7 @@ def parse_samples(data: bytes | memoryview, limits: SampleLimits) -> LabelledDat
         case _:
             raise InvalidWeights(
                 WeightsFault.WRONG_TENSORS,
-                f"expected float32 inputs (samples, {', '.join(map(str, limits.input_shape))}) and int64 labels (samples)",
+                f"expected float32 inputs of {'x'.join(map(str, limits.input_shape))} and as many int64 labels",
             )
     if not 1 <= samples <= limits.max_samples:
         raise InvalidWeights(WeightsFault.WRONG_TENSORS, f"{samples} samples, 1 to {limits.max_samples} are allowed")

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,7 +127,7 @@ def as_float(inputs: Inputs) -> NDArray[np.float32]:
 
 
 def numbered_classes(classes: int) -> tuple[str, ...]:
-    """Names for classes that have none: "0", "1", …"""
+    """Names for classes that have none: their numbers from 0."""
     return tuple(str(number) for number in range(classes))
 
 
@@ -187,7 +188,7 @@ def load_shard(path: Path) -> Shard:
         raise DatasetError(f"{path}: {error}") from error
 
 
-def read_npz(path: Path, keys: Iterable[str]) -> dict[str, NDArray[np.generic]]:
+def read_npz(path: Path, keys: Iterable[str]) -> dict[str, NDArray[Any]]:
     """Those of the arrays named `keys` that an .npz has; never unpickles.
 
     Raises:

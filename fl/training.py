@@ -22,7 +22,7 @@ from .samples import Inputs, LabelledData, Labels, Shard, as_float
 from .weights import InvalidWeights
 
 MAX_SAMPLE_LOSS = 1000.0
-"""Nats one sample can lose at most. A well behaved float32 model stays below 100; a hostile one must not overflow sums."""
+"""Nats one sample can lose at most: a well behaved model stays below 100, a hostile one must not overflow sums."""
 
 MICRONATS = 10**6
 """A nat in the integer unit losses have on chain."""
@@ -226,7 +226,7 @@ def _run_epochs(
     for epoch in range(1, config.epochs + 1):
         total = torch.zeros((), dtype=torch.float64, device=device)
         order = torch.randperm(len(labels), generator=generator).to(device)
-        for batch in order.split(config.batch_size):
+        for batch in torch.split(order, config.batch_size):
             # BatchNorm can't normalise a single sample: such a batch uses the running statistics.
             classifier.train(len(batch) > 1)
             optimiser.zero_grad()
@@ -274,7 +274,8 @@ def _evaluate(classifier: Classifier, data: LabelledData) -> Evaluation:
 def _log_probabilities(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Log-softmax of finite logits (samples, classes), in float64."""
     shifted = values - values.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
 
 
 def _refuse_unfit_data(architecture: Architecture, data: LabelledData) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,12 +52,12 @@ class DType(Enum):
     I64 = "I64"
 
     @property
-    def numpy(self) -> np.dtype[np.float32] | np.dtype[np.int64]:
+    def numpy(self) -> np.dtype[Any]:
         """The little endian numpy type."""
         return _NUMPY_TYPES[self]
 
 
-_NUMPY_TYPES: Mapping[DType, np.dtype[np.float32] | np.dtype[np.int64]] = {
+_NUMPY_TYPES: Mapping[DType, np.dtype[Any]] = {
     DType.F32: np.dtype("<f4"),
     DType.I64: np.dtype("<i8"),
 }
@@ -288,7 +289,7 @@ def _unique_pairs(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _spec_of_entry(name: str, entry: object) -> TensorSpec:
     match entry:
-        case {"dtype": str(dtype_name), "shape": list(shape), "data_offsets": [_, _]} if len(entry) == 3:
+        case {"dtype": str(dtype_name), "shape": list(shape), "data_offsets": [_, _], **others} if not others:
             pass
         case _:
             raise InvalidWeights(

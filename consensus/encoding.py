@@ -6,16 +6,17 @@ then msgpack decodes with every limit set, the types are walked, and the value i
 kills every second encoding of a value.
 """
 
-from typing import TypeAlias, Union
+from typing import TypeAlias
 
 import msgpack
 
 from .rejection import Reason, Rejection
 
-Value: TypeAlias = Union[int, bytes, bool, str, tuple["Value", ...]]
+Value: TypeAlias = int | bytes | bool | str | tuple["Value", ...]
 
 MAX_DEPTH = 8
-"""Deepest nesting of arrays: a block's transaction body in a proposal needs seven."""
+"""Deepest nesting of arrays: the opening of an AGGREGATE in a block in a proposal message needs all eight. So whatever
+carries blocks or proposals carries them as byte strings."""
 
 MAX_ITEMS = 4096
 """Longest array: genesis accounts. msgpack allocates what a header announces, so 1,024 nested headers (its own bound)

@@ -1,6 +1,7 @@
 """Genesis: everything that consensus needs and that no block says.
 
-People read and write it as JSON; its canonical bytes, and nothing else, give the chain id.
+People read and write it as JSON; its canonical bytes, and nothing else, give the chain id. The numbers that a new
+network starts with are here too: BFLN's for learning, ours for agreement.
 """
 
 from dataclasses import dataclass
@@ -9,16 +10,43 @@ from functools import cached_property
 from typing import Annotated
 
 from .block import Validator
+from .encoding import encode
 from .hashing import tagged_hash
+from .record_json import RecordJsonError, format_record, parse_record
 from .records import Record
-from .task import TaskSpecification
-from .types import MAX_CLIENTS, MAX_VALIDATORS, AccountId, Amount, AtMost, Between, ChainId, Hash, Milliseconds
+from .task import Deadlines, ProbeMode, TaskSpecification, Weighting
+from .types import (
+    MAX_CLIENTS,
+    MAX_VALIDATORS,
+    TOKEN,
+    AccountId,
+    Amount,
+    AtMost,
+    Between,
+    BlobId,
+    ChainId,
+    Hash,
+    Milliseconds,
+)
 
 MAX_GENESIS_BYTES = 1024 * 1024
 """Largest canonical genesis: thousands of accounts."""
 
 MAX_GENESIS_ACCOUNTS = 4096
+"""Most accounts: the longest canonical array."""
+
 MAX_GENESIS_TASKS = 16
+"""Most treasury tasks: they run one after the other, and later ones can be published."""
+
+MAX_SUPPLY = 2**53
+"""Most micro-tokens of a chain: every amount stays exact where JSON readers have only doubles."""
+
+MAX_GENESIS_TEXT = 8 * 1024 * 1024
+"""Most characters of a genesis file: the largest genesis takes about a megabyte, indented."""
+
+
+class GenesisError(ValueError):
+    """A genesis makes no sense; the message says where, what is wrong and what to do."""
 
 
 class Mode(IntEnum):
@@ -95,3 +123,156 @@ class Genesis(Record):
         free = sum(entry.balance for entry in self.accounts)
         bonded = sum(validator.stake for validator in self.validators)
         return free + bonded + self.admission_pool + sum(task.escrow for task in self.tasks)
+
+
+def parse_genesis(text: str) -> Genesis:
+    """Read a genesis from JSON.
+
+    Raises:
+        GenesisError: with the path in the document, what is wrong there, and what to do about it.
+    """
+    if len(text) > MAX_GENESIS_TEXT:
+        raise GenesisError(f"genesis: {len(text)} characters, at most {MAX_GENESIS_TEXT}; is this the right file?")
+    try:
+        genesis = parse_record(Genesis, text, "genesis")
+    except RecordJsonError as error:
+        raise GenesisError(str(error)) from error
+    validate_genesis(genesis)
+    return genesis
+
+
+def format_genesis(genesis: Genesis) -> str:
+    """The genesis as JSON for people; `parse_genesis` reads it back."""
+    return format_record(genesis)
+
+
+def validate_genesis(genesis: Genesis) -> None:
+    """Check the rules that span fields.
+
+    Raises:
+        GenesisError: for the first one that is broken.
+    """
+    _require_ascending("accounts", [entry.account for entry in genesis.accounts])
+    validators = [validator.account for validator in genesis.validators]
+    _require_ascending("validators", validators)
+    _require(bool(validators), "validators", "is empty", "add at least one: nobody could make a block")
+    for index, member in enumerate(genesis.queue):
+        path = f"queue[{index}]"
+        _require(member in validators, path, "is not a validator", "remove it or add it to the validators")
+        _require(member not in genesis.queue[:index], path, "is in the queue twice", "remove it")
+    parameters = genesis.parameters
+    _require(
+        parameters.block_interval_ms < parameters.heartbeat_ms,
+        "parameters.heartbeat_ms",
+        f"{parameters.heartbeat_ms} is not above block_interval_ms, {parameters.block_interval_ms}",
+        "raise it: it is the most time between two blocks, the interval the least",
+    )
+    for index, task in enumerate(genesis.tasks):
+        _validate_task(f"tasks[{index}]", task)
+    _require(
+        genesis.supply <= MAX_SUPPLY,
+        "accounts",
+        f"balances, stakes, pool and escrows add up to {genesis.supply} micro-tokens",
+        f"lower them to {MAX_SUPPLY} or less in all",
+    )
+
+
+def task_id(index: int, task: GenesisTask) -> Hash:
+    """The id of a treasury task; `index` is its place in the genesis and keeps two equal tasks apart."""
+    return tagged_hash("genesis-task", encode((index, task.to_value())))
+
+
+def default_parameters() -> Parameters:
+    """Parameters for a network of ordinary machines on the internet."""
+    return Parameters(
+        block_interval_ms=100,
+        heartbeat_ms=60_000,
+        clock_tolerance_ms=5_000,
+        max_step_ms=30_000,
+        propose_timeout_ms=1_500,
+        vote_timeout_ms=500,
+        timeout_step_ms=500,
+        admission_amount=5 * TOKEN,
+        copy_memory_rounds=10,
+    )
+
+
+def default_deadlines() -> Deadlines:
+    """Deadlines of a learning round for ordinary machines; phases close early when everybody has acted."""
+    return Deadlines(
+        registration_ms=600_000,
+        commit_ms=600_000,
+        reveal_ms=60_000,
+        available_ms=300_000,
+        aggregate_ms=120_000,
+        attest_ms=300_000,
+        grace_permille=500,
+        grace_floor_ms=2_000,
+    )
+
+
+def default_task(
+    *, name: str, architecture: str, classes: int, model_bytes: int, initial_model: BlobId, probe_set: BlobId
+) -> TaskSpecification:
+    """A task with the numbers of BFLN's evaluation; what it does not say is ours: psi, tolerance, fewest clients.
+
+    `dataclasses.replace` changes what should differ.
+    """
+    return TaskSpecification(
+        name=name,
+        architecture=architecture,
+        classes=classes,
+        model_bytes=model_bytes,
+        initial_model=initial_model,
+        rounds=50,
+        reward=20 * TOKEN,
+        clients_min=2,
+        clients_max=20,
+        clusters=2,
+        rho=2,
+        psi=32,
+        probe_mode=ProbeMode.PUBLIC,
+        probe_set=probe_set,
+        validation_set=BlobId(bytes(32)),
+        weighting=Weighting.UNIFORM,
+        tolerance=10,
+        deadlines=default_deadlines(),
+        epochs=5,
+        batch_size=64,
+        learning_rate_micro=1_000,
+    )
+
+
+def _validate_task(path: str, task: GenesisTask) -> None:
+    specification = task.specification
+    _require(
+        specification.clients_min <= specification.clients_max,
+        f"{path}.specification.clients_min",
+        f"{specification.clients_min} is above clients_max, {specification.clients_max}",
+        "lower it",
+    )
+    cost = specification.rounds * specification.reward
+    _require(
+        task.escrow >= cost,
+        f"{path}.escrow",
+        f"{task.escrow} does not pay {specification.rounds} rounds of {specification.reward}",
+        f"raise it to {cost}",
+    )
+    _require(
+        specification.probe_mode is not ProbeMode.PUBLIC or specification.probe_set != bytes(32),
+        f"{path}.specification.probe_set",
+        "is zero although probe_mode is public",
+        "name the blob that the probe samples are drawn from",
+    )
+
+
+def _require_ascending(name: str, keys: list[AccountId]) -> None:
+    for index in range(1, len(keys)):
+        path = f"{name}[{index}].account"
+        _require(keys[index] != keys[index - 1], path, "is listed twice", "merge the two entries")
+        _require(keys[index] > keys[index - 1], path, "is below the account before it", f"sort {name} by account")
+
+
+def _require(is_right: bool, path: str, fault: str, remedy: str) -> None:
+    if not is_right:
+        raise GenesisError(f"genesis.{path}: {fault}; {remedy}")

@@ -81,22 +81,27 @@ def admission_payload(account: AccountId) -> bytes:
 
 def account_text(account: AccountId) -> str:
     """An account as people see it: 64 hex digits of the key and 8 of a checksum."""
-    return (account + tagged_hash("account-text", account)[:CHECKSUM_BYTES]).hex()
+    return (account + _checksum(account)).hex()
 
 
 def parse_account(text: str) -> AccountId:
-    """Read an account from its text.
+    """Read an account from its text; space between digits doesn't matter.
 
     Raises:
         ValueError: with what is wrong, in words for a person.
     """
+    shown = repr(text if len(text) <= 80 else text[:77] + "...")
     try:
-        raw = bytes.fromhex(text.strip())
+        raw = bytes.fromhex(text)
     except ValueError as error:
-        raise ValueError(f"account {text!r} is not hexadecimal") from error
+        raise ValueError(f"account {shown} is not hexadecimal") from error
     if len(raw) != 32 + CHECKSUM_BYTES:
-        raise ValueError(f"account {text!r} has {2 * len(raw)} hex digits, not {2 * (32 + CHECKSUM_BYTES)}")
+        raise ValueError(f"account {shown} has {2 * len(raw)} hex digits, not {2 * (32 + CHECKSUM_BYTES)}")
     account = AccountId(raw[:32])
-    if account_text(account) != text.strip().lower():
-        raise ValueError(f"account {text!r} has a wrong checksum: one of its characters is mistyped")
+    if raw[32:] != _checksum(account):
+        raise ValueError(f"account {shown} has a wrong checksum: one of its characters is mistyped")
     return account
+
+
+def _checksum(account: AccountId) -> bytes:
+    return tagged_hash("account-text", account)[:CHECKSUM_BYTES]

@@ -100,7 +100,7 @@ def _bounded(inner: Any, bound: Between | AtMost) -> tuple[Writer, Reader]:
     if inner is str:
         return _plain(), _str_reader(bound.size)
     item, ellipsis = get_args(inner)
-    assert get_origin(inner) is tuple and ellipsis is Ellipsis, f"AtMost does not bound {inner}"
+    assert (get_origin(inner), ellipsis) == (tuple, Ellipsis), f"AtMost does not bound {inner}"
     return _sequence(item, bound.size)
 
 
@@ -206,6 +206,8 @@ def _str_reader(most: int) -> Reader:
     def read(value: Value, path: str) -> str:
         if type(value) is not str:
             raise Rejection(Reason.MALFORMED, field=path, expected="string", got=type(value).__name__)
+        if not value.isascii():
+            raise Rejection(Reason.MALFORMED, field=path, value=ascii(value), expected="ASCII characters")
         if len(value) > most:
             raise Rejection(Reason.MALFORMED, field=path, size=len(value), expected=f"0 to {most}")
         return value

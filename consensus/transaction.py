@@ -87,7 +87,7 @@ class Transfer(Record):
 class Admit(Record):
     """Open the sender's account with the initial stake out of the admission pool.
 
-    `credential` is the genesis admission key's signature over the sender's key (see `keys.admission_message`).
+    `credential` is the genesis admission key's signature over the sender's key (see `keys.admission_payload`).
     """
 
     credential: Signature
@@ -258,7 +258,7 @@ class Transaction(Record):
 
     @cached_property
     def id(self) -> TransactionId:
-        """Tagged hash of the payload: the signature is no part of it, so a second signature is no second transaction."""
+        """Tagged hash of the payload, without the signature: signed again, it is still the same transaction."""
         return TransactionId(tagged_hash("txid", self.payload))
 
     @cached_property

@@ -1,0 +1,383 @@
+"""Blobs on disk: models and probe sets, each a file named by its content id.
+
+    ROOT/ab/<hex of the id>     a blob; `ab` are the first two digits
+    ROOT/partial/<hex>          a download that isn't finished; its chunks are checked again when it is resumed
+    ROOT/temporary/             being written; whatever is left there by a crash is removed on opening
+    ROOT/corrupt/<hex>          a blob whose bytes changed on disk, moved aside so that it can be fetched again
+
+A file appears under its name only when all its bytes are checked and on disk: temporary file, fsync, rename, fsync of
+the folder. One process at a time opens a store (the holder of the home's lock), its threads may share it. Ids and
+manifests are `bflnode.consensus.blob`'s, fetching is `node`'s.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+
+from bflnode.consensus.blob import CHUNK_BYTES, BlobHasher, BlobManifest, manifest_of
+from bflnode.consensus.rejection import Rejection
+from bflnode.consensus.types import BlobId
+
+from .errors import MissingError, StorageError, from_os_error
+
+PARTIAL, TEMPORARY, CORRUPT = "partial", "temporary", "corrupt"
+
+PARTIAL_KEPT_S = 7 * 24 * 3600
+"""A download nobody went on with for a week is dropped: its model is no longer wanted, or comes anew."""
+
+MANIFESTS_KEPT = 256
+"""Manifests that are remembered, so that serving a chunk doesn't hash the whole file: 7 KB each for a 45 MB model."""
+
+COPY_BYTES = 1024 * 1024
+"""Piece in which files are hashed and copied: large enough that calls cost nothing."""
+
+
+class BlobStore:
+    """The blobs in one folder.
+
+    Attributes:
+        root: that folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Open a store, made if it doesn't exist; remove what a crash left behind and week-old partial downloads.
+
+        Raises:
+            StorageError: the folder can't be made or read.
+        """
+        self.root = root
+        self._manifests: dict[BlobId, BlobManifest] = {}
+        self._lock = Lock()
+        with _disk(root, "opening the blob store"):
+            for name in (PARTIAL, TEMPORARY, CORRUPT):
+                (root / name).mkdir(parents=True, exist_ok=True)
+            for leftover in (root / TEMPORARY).iterdir():
+                leftover.unlink()
+            expiry = time.time() - PARTIAL_KEPT_S
+            for partial in (root / PARTIAL).iterdir():
+                if partial.stat().st_mtime < expiry:
+                    partial.unlink()
+
+    def put(self, data: bytes) -> BlobId:
+        """Store bytes, durably on return; storing what is there already does nothing.
+
+        Raises:
+            Rejection: TOO_LARGE for a blob above `MAX_BLOB_BYTES`.
+            StorageError: the disk is full or at fault.
+        """
+        return self._write([data])
+
+    def put_file(self, path: Path, *, move: bool = False) -> BlobId:
+        """Store a file's content, in pieces; with `move` the file is removed once it is stored.
+
+        Raises:
+            Rejection: TOO_LARGE for a file above `MAX_BLOB_BYTES`.
+            StorageError: the file can't be read, or the store's disk is full or at fault.
+        """
+        blob = self._write(_pieces(path))
+        if move:
+            with _disk(path, "removing a file that was moved into the blob store"):
+                path.unlink()
+        return blob
+
+    def has(self, blob: BlobId) -> bool:
+        """Whether the blob is here."""
+        return self._file(blob).is_file()
+
+    def size(self, blob: BlobId) -> int:
+        """Size of a blob in bytes.
+
+        Raises:
+            MissingError: it isn't here.
+            StorageError: the disk is at fault.
+        """
+        path = self._file(blob)
+        with self._reading(blob):
+            return path.stat().st_size
+
+    def get(self, blob: BlobId) -> bytes:
+        """All bytes of a blob, checked.
+
+        Raises:
+            MissingError: it isn't here, or was found corrupt and has been moved aside.
+            StorageError: the disk is at fault.
+        """
+        with self._reading(blob):
+            data = self._file(blob).read_bytes()
+        self._check(blob, [data])
+        return data
+
+    def path(self, blob: BlobId) -> Path:
+        """The file of a blob, for readers in other processes; checked on its first use since opening.
+
+        Raises:
+            MissingError: it isn't here, or was found corrupt and has been moved aside.
+            StorageError: the disk is at fault.
+        """
+        self.manifest(blob)
+        return self._file(blob)
+
+    def manifest(self, blob: BlobId) -> BlobManifest:
+        """What a peer needs to check the chunks of a blob; the first call since opening reads and checks the file.
+
+        Raises:
+            MissingError: it isn't here, or was found corrupt and has been moved aside.
+            StorageError: the disk is at fault.
+        """
+        with self._lock:
+            manifest = self._manifests.get(blob)
+        if manifest is not None and self.has(blob):
+            return manifest
+        with self._reading(blob):
+            file = self._file(blob).open("rb")
+        with file:
+            return self._check(blob, iter(lambda: file.read(COPY_BYTES), b""))
+
+    def read_chunk(self, blob: BlobId, index: int) -> bytes:
+        """One chunk of a blob, checked.
+
+        Raises:
+            MissingError: the blob isn't here, or was found corrupt and has been moved aside.
+            Rejection: LIMIT, the blob has no such chunk.
+            StorageError: the disk is at fault.
+        """
+        manifest = self.manifest(blob)
+        with self._reading(blob):
+            descriptor = os.open(self._file(blob), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                chunk = os.pread(descriptor, CHUNK_BYTES, max(0, index) * CHUNK_BYTES)
+            finally:
+                os.close(descriptor)
+        try:
+            manifest.verify_chunk(index, chunk)
+        except Rejection as rejection:
+            if not 0 <= index < len(manifest.chunks):
+                raise
+            raise self._move_aside(blob) from rejection
+        return chunk
+
+    def begin_download(self, blob: BlobId, manifest: BlobManifest) -> "Download":
+        """Start or resume fetching a blob; chunks that an earlier attempt left in `partial/` are kept if they are good.
+
+        Raises:
+            Rejection: WRONG_HASH, this isn't the manifest of that blob.
+            StorageError: the disk is full or at fault.
+        """
+        manifest.verify_id(blob)
+        partial = self.root / PARTIAL / blob.hex()
+        with _disk(partial, "starting a download"):
+            descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                present = _good_chunks(descriptor, manifest)
+                os.ftruncate(descriptor, manifest.size)
+            finally:
+                os.close(descriptor)
+        return Download(blob, manifest, partial, self._file(blob), present)
+
+    def list(self) -> tuple[BlobId, ...]:
+        """Ids of all blobs that are here, ascending."""
+        with _disk(self.root, "listing the blobs"):
+            names = [path.name for path in self._files()]
+        return tuple(BlobId(bytes.fromhex(name)) for name in sorted(names))
+
+    def total_size(self) -> int:
+        """Bytes of all blobs that are here, without downloads and what was moved aside."""
+        with _disk(self.root, "measuring the blobs"):
+            return sum(path.stat().st_size for path in self._files())
+
+    def delete(self, blob: BlobId) -> bool:
+        """Remove a blob and any unfinished download of it; says whether the blob was here.
+
+        Raises:
+            StorageError: the disk is at fault.
+        """
+        path = self._file(blob)
+        with self._lock:
+            self._manifests.pop(blob, None)
+        with _disk(path, "deleting a blob"):
+            (self.root / PARTIAL / blob.hex()).unlink(missing_ok=True)
+            was_here = path.is_file()
+            path.unlink(missing_ok=True)
+        return was_here
+
+    def _file(self, blob: BlobId) -> Path:
+        name = blob.hex()
+        return self.root / name[:2] / name
+
+    def _files(self) -> Iterator[Path]:
+        for folder in self.root.iterdir():
+            if len(folder.name) == 2 and folder.is_dir():
+                yield from (path for path in folder.iterdir() if _is_blob_name(path.name, folder.name))
+
+    def _write(self, pieces: Iterable[bytes]) -> BlobId:
+        hasher = BlobHasher()
+        with _disk(self.root, "storing a blob"):
+            descriptor, name = tempfile.mkstemp(dir=self.root / TEMPORARY)
+            temporary = Path(name)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    for piece in pieces:
+                        hasher.update(piece)
+                        file.write(piece)
+                    file.flush()
+                    os.fsync(file.fileno())
+                blob = hasher.manifest().id
+                if not self.has(blob):
+                    _publish(temporary, self._file(blob))
+            finally:
+                temporary.unlink(missing_ok=True)
+        self._remember(blob, hasher.manifest())
+        return blob
+
+    def _check(self, blob: BlobId, pieces: Iterable[bytes]) -> BlobManifest:
+        """Hash what was read of a blob; other bytes than its id says are moved aside."""
+        try:
+            with _disk(self._file(blob), "reading a blob"):
+                manifest = manifest_of(pieces)
+        except Rejection as rejection:  # it has grown beyond any blob
+            raise self._move_aside(blob) from rejection
+        if manifest.id != blob:
+            raise self._move_aside(blob)
+        self._remember(blob, manifest)
+        return manifest
+
+    def _move_aside(self, blob: BlobId) -> MissingError:
+        path, aside = self._file(blob), self.root / CORRUPT / blob.hex()
+        with self._lock:
+            self._manifests.pop(blob, None)
+        with _disk(path, "moving a corrupt blob aside"):
+            path.replace(aside)
+        return MissingError(
+            path, f"its bytes changed on disk, so it was moved to {aside}", "It counts as missing; fetch it again"
+        )
+
+    def _remember(self, blob: BlobId, manifest: BlobManifest) -> None:
+        with self._lock:
+            if len(self._manifests) >= MANIFESTS_KEPT:
+                del self._manifests[next(iter(self._manifests))]
+            self._manifests[blob] = manifest
+
+    @contextmanager
+    def _reading(self, blob: BlobId) -> Iterator[None]:
+        path = self._file(blob)
+        try:
+            with _disk(path, "reading a blob"):
+                yield
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                remedy = "It was never fetched or has been pruned; fetch it from a peer that keeps it"
+                raise MissingError(path, "this blob is not here", remedy) from error
+            raise
+
+
+@dataclass(slots=True)
+class Download:
+    """A blob on its way. It keeps no file open: dropping one loses nothing, `begin_download` resumes it.
+
+    Attributes:
+        blob: what is fetched.
+        manifest: its checked manifest.
+    """
+
+    blob: BlobId
+    manifest: BlobManifest
+    _partial: Path
+    _target: Path
+    _present: set[int] = field(repr=False)
+
+    def missing(self) -> tuple[int, ...]:
+        """Indexes of the chunks that are still to be written, ascending."""
+        return tuple(index for index in range(len(self.manifest.chunks)) if index not in self._present)
+
+    def write_chunk(self, index: int, data: bytes) -> None:
+        """Check one chunk and keep it; any order, and again is harmless.
+
+        Raises:
+            Rejection: LIMIT, WRONG_SIZE or WRONG_HASH: it isn't that chunk. Nothing was written.
+            StorageError: the disk is full or at fault.
+        """
+        self.manifest.verify_chunk(index, data)
+        with _disk(self._partial, "writing a chunk"):
+            descriptor = os.open(self._partial, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                _write_all(descriptor, data, index * CHUNK_BYTES)
+            finally:
+                os.close(descriptor)
+        self._present.add(index)
+
+    def finish(self) -> None:
+        """Move the blob, of which nothing may be missing, into the store; durable on return.
+
+        Raises:
+            StorageError: the disk is full or at fault.
+        """
+        assert not self.missing(), f"chunks {self.missing()} of {self.blob.hex()} are missing"
+        with _disk(self._partial, "finishing a download"):
+            descriptor = os.open(self._partial, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            _publish(self._partial, self._target)
+
+
+def _is_blob_name(name: str, folder: str) -> bool:
+    return len(name) == 64 and name.startswith(folder) and not name.strip("0123456789abcdef")
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The content of somebody's file; its errors name that file, not the store."""
+    with _disk(path, "reading a file for the blob store"), path.open("rb") as file:
+        while piece := file.read(COPY_BYTES):
+            yield piece
+
+
+def _good_chunks(descriptor: int, manifest: BlobManifest) -> set[int]:
+    """Indexes of the chunks in a partial file that are what the manifest says."""
+    size = os.fstat(descriptor).st_size
+    present = set()
+    for index in range(-(-size // CHUNK_BYTES)):
+        try:
+            manifest.verify_chunk(index, os.pread(descriptor, CHUNK_BYTES, index * CHUNK_BYTES))
+        except Rejection:
+            continue
+        present.add(index)
+    return present
+
+
+def _write_all(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    """Rename a complete, synced file to its name so that both survive a power failure."""
+    if not target.parent.is_dir():
+        target.parent.mkdir(exist_ok=True)
+        _sync_folder(target.parent.parent)
+    temporary.replace(target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk(path: Path, doing: str) -> Iterator[None]:
+    """Translate the system's errors about `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(path, doing, error) from error

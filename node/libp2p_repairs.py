@@ -1,29 +1,24 @@
-"""Everything this project does to py-libp2p 0.8.1 so that a hostile or unlucky peer can't harm the node.
+"""What this project does to connections and streams of py-libp2p 0.8.1, so that a peer can't harm the node.
 
-Each class below replaces one part of the library by subclassing it; nothing is patched globally, so an unrepaired host
-can run beside a repaired one (the tests use that to show each bug). What belongs here: work-arounds, each with its
-reason. What doesn't: framing, sessions, redialling, scores (`streams`, `network`). When the library is upgraded, this
-is the one module to review; the numbers in brackets are those of docs/adr and the tests.
+Each class replaces one part of the library by subclassing it; nothing is patched globally, so an unrepaired host can
+run beside a repaired one (the tests do that to show each bug). What belongs here: work-arounds, each with its reason;
+those of gossip are in `libp2p_gossip`. What doesn't: framing, sessions, redialling, scores. Numbers 1-17 are those of
+the traps we knew, the others were found later. When the library is upgraded, these two modules are to be reviewed.
 
     [1]  an exception in an inbound stream handler ends the whole host      -> `GuardedHost._swarm_stream_handler`
     [2]  a garbage protobuf on /meshsub, or any task that fails, likewise   -> the same, and `ServiceManager`
-    [3]  two tasks write one gossip stream, frames interleave               -> `RepairedPubsub.write_msg` (a lock)
     [4]  a dial always waits 250 ms  [5] a failed dial bars the peer 60 s   -> `RepairedSwarm.dial` (avoids both)
     [6]  `read_exactly` gives up after 100 short reads                      -> `read_exactly` here
     [7]  a write resets the stream when the reader stalls for 5 s           -> `write_fully` here
-    [8]  gossip queues of 32 messages drop silently                         -> `_RoomyQueues`, direct delivery
-    [10] validation results are cached, slow ones as failures               -> `RepairedPubsub.validate_msg`
-    [14] limits on connections need the watermarks too                      -> `build_stack`
+    [14] limits on connections need the watermarks too                      -> `build_host`
     [15] connections are closed one after the other, 0.2 s each             -> `RepairedSwarm.close_all`
+    [17] errors are logged and swallowed                                    -> deadlines on every call
     [18] an inbound slot is given back only when the host stops: after
          `max_connections` accepted connections, ever, no more are accepted -> `RepairedSwarm.upgrade_inbound_raw_conn`
-    [19] a write cancelled between encrypting and sending, or half-way,
+    [19] a write cancelled half-way, or between encrypting and sending,
          desynchronises Noise and kills the connection                      -> `RepairedYamux._write_frame`
     [20] the receive window is not enforced: a peer can fill our memory     -> `_BoundedBuffers`
-    [21] a frozen peer is never noticed                                     -> `RepairedYamux._measure_rtt_loop`
-    [22] sequence numbers start at the second of start-up: a busy node that
-         restarts reuses them, and its messages are dropped as seen         -> `RepairedPubsub.__init__`
-    [23] every gossip message carries and verifies a signed address record  -> `RepairedPubsub.write_msg`
+    [21] a frozen peer is noticed only by a write that fills TCP's buffers  -> `RepairedYamux._measure_rtt_loop`
     [24] one failed protocol negotiation bars a peer from gossip for good   -> `GuardedHost.new_stream`
     [25] SO_REUSEPORT: a second node on the same port starts without error
          and steals half of the connections                                 -> `check_port_is_free`
@@ -33,7 +28,6 @@ is the one module to review; the numbers in brackets are those of docs/adr and t
 import logging
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -56,22 +50,18 @@ from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectCommunicatorError, MultiselectError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
-from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
-from libp2p.pubsub.pb import rpc_pb2
-from libp2p.pubsub.pubsub import Pubsub
-from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from libp2p.stream_muxer.yamux.yamux import FLAG_SYN, TYPE_PING, YAMUX_HEADER_FORMAT, Yamux, YamuxStream
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_PROTOCOL_ID
 from libp2p.tools.anyio_service import Service
-from libp2p.tools.anyio_service.api import AsyncFn, InternalManagerAPI, ManagerAPI, ServiceAPI
+from libp2p.tools.anyio_service.api import AsyncFn, InternalManagerAPI, ManagerAPI
 from libp2p.tools.anyio_service.stats import Stats, TaskStats
 from libp2p.transport.exceptions import MuxerUpgradeFailure
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
-from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
+from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
 logger = logging.getLogger(__name__)
@@ -84,6 +74,9 @@ STREAM_FAILURES = (StreamError, IOException, MultiselectError, MultiselectClient
 
 NEGOTIATION_TIMEOUT_S = 5
 """Security, muxer or protocol negotiation: a few round trips; longer is a peer that holds a slot."""
+
+MAX_HANDSHAKES = 64
+"""Inbound connections that may negotiate beside the established ones: idle sockets must not hold every slot."""
 
 FRAME_WRITE_TIMEOUT_S = 10.0
 """A frame of at most 64 KiB that TCP doesn't take in this time goes to a frozen peer: the connection is closed."""
@@ -111,20 +104,20 @@ MAX_INBOUND_STREAMS = 128
 MAX_PROTOCOL_LINE = 1024
 """Bytes of one line of protocol negotiation; protocol ids are below 64."""
 
-MAX_GOSSIP_RPC_BYTES = 64_000
-"""One RPC stays below one yamux frame (64 KiB), so that it can't interleave and is cheap to buffer."""
-
-MAX_INBOUND_RPC_BYTES = 256 * 1024
-"""Other implementations batch several messages in one RPC."""
-
-MAX_QUEUED_RPCS = 512
-"""Gossip RPCs waiting for one peer (the library: 32); at most 32 MB, and only for a peer that doesn't read."""
-
 DAEMON_RESTART_S = 1.0
 """Pause before a failed background loop (the gossip heartbeat) starts again."""
 
 CLOSE_TIMEOUT_S = 0.6
 """All connections close concurrently; the library sleeps 0.2 s in each for its streams to notice."""
+
+
+CLEANUP_TIMEOUT_S = 5.0
+"""Bound on tearing down a dead connection, which sends nothing any more."""
+
+
+def shielded(timeout_s: float) -> trio.CancelScope:
+    """A scope that outer cancellation can't reach, for at most that long."""
+    return trio.CancelScope(deadline=trio.current_time() + timeout_s, shield=True)
 
 
 def silence_library() -> None:
@@ -162,57 +155,71 @@ class ServiceManager(InternalManagerAPI):
 
     @property
     def is_started(self) -> bool:
+        """Whether `run` has begun."""
         return self._started.is_set()
 
     @property
     def is_running(self) -> bool:
+        """Whether tasks can be started."""
         return self._nursery is not None
 
     @property
     def is_cancelled(self) -> bool:
+        """Whether `cancel` was called."""
         return self._cancelled
 
     @property
     def is_finished(self) -> bool:
+        """Whether `run` has ended."""
         return self._finished.is_set()
 
     @property
     def did_error(self) -> bool:
+        """Never: a failed task is logged."""
         return False
 
     @property
     def stats(self) -> Stats:
+        """Number of running tasks."""
         running = len(self._nursery.child_tasks) if self._nursery else 0
         return Stats(tasks=TaskStats(total_count=running, finished_count=0))
 
     async def wait_started(self) -> None:
+        """Wait until tasks can be started."""
         await self._started.wait()
 
     async def wait_finished(self) -> None:
+        """Wait until all tasks have ended."""
         await self._finished.wait()
 
     def cancel(self) -> None:
+        """Cancel all tasks."""
         self._cancelled = True
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel()
 
     async def stop(self) -> None:
+        """Cancel all tasks and wait for their end."""
         self.cancel()
         await self._finished.wait()
 
     def run_task(self, async_fn: AsyncFn, *args: Any, daemon: bool = False, name: str | None = None) -> None:
+        """Start a task."""
         if self._nursery is None:
             raise SwarmException(f"{self._service} is not running")
         self._nursery.start_soon(self._guarded, async_fn, args, daemon, name=name or async_fn)
 
     def run_daemon_task(self, async_fn: AsyncFn, *args: Any, name: str | None = None) -> None:
+        """Start a task that is started again when it fails."""
         self.run_task(async_fn, *args, daemon=True, name=name)
 
-    def run_child_service(self, service: ServiceAPI, daemon: bool = False, name: str | None = None) -> ManagerAPI:
-        raise NotImplementedError("no service of this stack has children")
+    def run_child_service(self, *_args: object, **_options: object) -> ManagerAPI:
+        """No service of this stack has children."""
+        raise NotImplementedError
 
-    def run_daemon_child_service(self, service: ServiceAPI, name: str | None = None) -> ManagerAPI:
-        raise NotImplementedError("no service of this stack has children")
+    def run_daemon_child_service(self, *_args: object, **_options: object) -> ManagerAPI:
+        """No service of this stack has children."""
+        raise NotImplementedError
 
     async def _guarded(self, async_fn: AsyncFn, args: tuple[Any, ...], daemon: bool) -> None:
         while True:
@@ -270,7 +277,7 @@ class RepairedYamux(Yamux):
         self._is_abandoning = False
 
     async def _write_frame(self, data: bytes) -> None:
-        with trio.move_on_after(FRAME_WRITE_TIMEOUT_S, shield=True) as scope:
+        with shielded(FRAME_WRITE_TIMEOUT_S) as scope:
             await super()._write_frame(data)
         if scope.cancelled_caught:
             self.abandon()
@@ -298,7 +305,7 @@ class RepairedYamux(Yamux):
             missed = missed + 1 if timeout.cancelled_caught else 0
         if not self.event_shutting_down.is_set():
             logger.info("connection to %s is given up: %s", self.peer_id, self._reason())
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT_S):
+            with shielded(CLEANUP_TIMEOUT_S):
                 await self._cleanup_on_error()
 
     def _reason(self) -> str:
@@ -319,7 +326,7 @@ class _Upgrader(TransportUpgrader):
 
 
 class RepairedSwarm(Swarm):
-    """Connections: dials without delay or memory of failures [4, 5], gives inbound slots back [18], closes fast [15]."""
+    """Connections: dials at once [4, 5], gives inbound slots back [18], closes fast [15]."""
 
     async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: Multiaddr) -> IMuxedConn:
         """Accept a connection, and hold the caller's slot exactly as long as the connection lives."""
@@ -346,7 +353,7 @@ class RepairedSwarm(Swarm):
 
     async def close_all(self, connections: Sequence[INetConn], timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Close connections concurrently; what doesn't close in time is cut."""
-        with trio.move_on_after(timeout_s, shield=True) as scope:
+        with shielded(timeout_s) as scope:
             async with trio.open_nursery() as nursery:
                 for connection in connections:
                     nursery.start_soon(self._close_connection_async, connection)
@@ -355,8 +362,9 @@ class RepairedSwarm(Swarm):
                 self.remove_conn(connection)  # type: ignore[arg-type]  # the library annotates too narrowly
                 muxed = connection.muxed_conn
                 if isinstance(muxed, RepairedYamux):
-                    muxed.event_shutting_down.set()
                     muxed.event_closed.set()
+                    with shielded(CLOSE_TIMEOUT_S):
+                        await muxed.secured_conn.close()
 
 
 class _ShortLineCommunicator(MultiselectCommunicator):
@@ -396,9 +404,10 @@ class GuardedHost(BasicHost):
         self._published_addresses = tuple(addresses)
 
     def get_addrs(self) -> list[Multiaddr]:
+        """Addresses told to others."""
         return list(self._published_addresses)
 
-    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
+    def _schedule_identify(self, *_args: object, **_options: object) -> None:
         return
 
     async def _push_identify_to_all_peers(self) -> None:
@@ -476,103 +485,6 @@ class GuardedHost(BasicHost):
         await handler(stream)
 
 
-class _RoomyQueues(dict[ID, RpcQueue]):
-    """Enlarges the outbound queue of each peer as the library registers it, and caps its RPCs to one frame [8]."""
-
-    def __setitem__(self, peer: ID, queue: RpcQueue) -> None:
-        queue._queue.max_size = MAX_QUEUED_RPCS
-        queue.max_message_size = MAX_GOSSIP_RPC_BYTES
-        super().__setitem__(peer, queue)
-
-
-class RepairedGossipSub(GossipSub):
-    """GossipSub that tells when its mesh grows and keeps no second copy of messages to detect equivocation."""
-
-    def __init__(self) -> None:
-        # Adaptive mode stretches the heartbeat to 30-60 s [12]; the spam limit drops our own publishes [9]; version
-        # 1.1 because 1.2 loses more in a burst [8]; we score peers ourselves.
-        super().__init__(
-            protocols=[PROTOCOL_ID_V11],
-            degree=6,
-            degree_low=4,
-            degree_high=10,
-            heartbeat_interval=1,
-            prune_back_off=10,
-            adaptive_gossip_enabled=False,
-            spam_protection_enabled=False,
-            eclipse_protection_enabled=False,
-        )
-        self.mesh_grew = trio.Event()
-
-    def _notify_mesh_peer_added(self, peer_id: ID, topic: str) -> None:
-        super()._notify_mesh_peer_added(peer_id, topic)
-        self.mesh_grew.set()
-        self.mesh_grew = trio.Event()
-
-    def _check_equivocation(self, msg: rpc_pb2.Message) -> bool:
-        return True
-
-
-class RepairedPubsub(Pubsub):
-    """Pubsub that hands each new message to a function instead of a queue of 32 [8].
-
-    Args:
-        deliver: called once for each message not seen before, with (forwarder, message); raises `ValidationError` to
-            stop the message from being forwarded.
-    """
-
-    def __init__(
-        self,
-        host: GuardedHost,
-        router: RepairedGossipSub,
-        topics: Sequence[str],
-        deliver: Callable[[ID, rpc_pb2.Message], None],
-    ) -> None:
-        super().__init__(
-            host,
-            router,
-            max_subscriptions_per_rpc=4 * len(topics) + 16,
-            max_subscriptions_per_peer=len(topics) + 1,
-            max_inbound_rpc_size=MAX_INBOUND_RPC_BYTES,
-            allowed_topics=frozenset(topics),
-        )
-        self.peer_queues = _RoomyQueues()
-        self.counter = time.time_ns()
-        self._deliver = deliver
-        self._complain = host.complain
-        self._write_locks: dict[INetStream, trio.Lock] = {}
-
-    async def validate_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
-        if msg_forwarder != self.my_id:
-            self._deliver(msg_forwarder, msg)
-
-    def notify_subscriptions(self, publish_message: rpc_pb2.Message) -> None:
-        return
-
-    async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
-        try:
-            await super().push_msg(msg_forwarder, msg)
-        except (BaseLibp2pError, ValueError, TypeError, LookupError) as error:
-            self._complain(msg_forwarder, f"malformed gossip: {type(error).__name__}")
-
-    async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> bool:
-        """Write one RPC, alone on its stream [3], without the address record [23]."""
-        rpc_msg.ClearField("senderRecord")
-        lock = self._write_locks.setdefault(stream, trio.Lock())
-        try:
-            async with lock:
-                await write_fully(stream, encode_varint_prefixed(rpc_msg.SerializeToString()))
-            return True
-        except LIBRARY_FAILURES as failure:
-            logger.debug("gossip to %s failed: %r", stream.muxed_conn.peer_id, failure)
-            await reset_stream(stream)
-            self._handle_dead_peer(stream.muxed_conn.peer_id)
-            return False
-        finally:
-            if not lock.locked():
-                self._write_locks.pop(stream, None)
-
-
 async def write_fully(stream: INetStream, data: bytes) -> None:
     """Write all bytes, waiting for the reader up to `WINDOW_PATIENCE_S` without progress [7]. One writer at a time."""
     muxed = getattr(stream, "muxed_stream", None)
@@ -612,7 +524,7 @@ async def read_exactly(stream: INetStream, size: int) -> bytes:
 
 async def reset_stream(stream: INetStream) -> None:
     """Reset a stream, also while being cancelled; never raises for a broken one."""
-    with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+    with shielded(CLOSE_TIMEOUT_S):
         try:
             await stream.reset()
         except LIBRARY_FAILURES as failure:
@@ -666,4 +578,5 @@ def build_host(identity_seed: bytes, max_connections: int, complain: Complaint) 
         retry_config=RetryConfig(max_retries=0),
         connection_config=limits,
     )
+    swarm._inbound_limiter.total_tokens = max_connections + MAX_HANDSHAKES
     return GuardedHost(swarm, complain)

@@ -1,48 +1,47 @@
 """The node's view of the network: peers, gossip, pushes and requests. Bytes in, bytes out.
 
-Nothing here knows blocks or transactions, and nothing outside `network`, `streams` and `libp2p_repairs` knows libp2p.
-Framing and sessions are in `streams`, the library's faults in `libp2p_repairs`.
+Nothing here knows blocks or transactions, and nothing but this module and the four named below knows libp2p.
+Framing and sessions are in `streams`, serving in `inbound`, the library's faults in `libp2p_repairs` and
+`libp2p_gossip`.
 """
 
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import trio
 from libp2p.abc import INetConn, INetStream, INetwork, INotifee
 from libp2p.custom_types import TProtocol
-from libp2p.exceptions import BaseLibp2pError, ValidationError
+from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.exceptions import StreamFailure
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
-from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils.address_validation import expand_wildcard_address
 from multiaddr import Multiaddr
 
 from bflnode.consensus.rejection import Reason, Rejection
 
+from .inbound import MAX_GOSSIP_BYTES, VIOLATION_COST, Inbound, MessageHandlers
+from .libp2p_gossip import RepairedGossipSub, RepairedPubsub
 from .libp2p_repairs import (
     GuardedHost,
-    RepairedGossipSub,
-    RepairedPubsub,
     ServiceManager,
     build_host,
     check_port_is_free,
+    shielded,
     unwrapped_errors,
 )
+from .scores import BAN_S, Scores
 from .streams import (
     MAX_ANSWER_BYTES,
     MAX_PUSH_BYTES,
-    MAX_REASON_BYTES,
     MAX_REQUEST_BYTES,
-    FrameStream,
     PeerId,
     PeerSession,
     RemoteRefusal,
-    Status,
     Traffic,
     TransportError,
 )
@@ -63,17 +62,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-MAX_GOSSIP_BYTES = 60_000
-"""A gossip message stays below one yamux frame; models and blocks never go by gossip."""
-
 DIAL_TIMEOUT_S = 5.0
 """TCP, Noise and yamux take five round trips; a peer that needs longer is as good as absent."""
 
 DISCONNECT_TIMEOUT_S = 1.0
 PUBLISH_TIMEOUT_S = 5.0
-ANSWER_TIMEOUT_S = 30.0
-"""A request handler that takes longer is cancelled: its peer has given up by then."""
-
 REDIAL_FIRST_S = 0.2
 REDIAL_FACTOR = 2.0
 REDIAL_MAX_S = 5.0
@@ -85,20 +78,8 @@ REDIAL_JITTER = 0.25
 STABLE_CONNECTION_S = 2.0
 """A connection that lasted this long resets the back-off; a flapping peer keeps it."""
 
-BAN_SCORE = 100.0
-SCORE_DECAY_PER_S = 1.0
-BAN_S = 60.0
-"""One refused message a second is tolerated (races of honest nodes); ten a second ban for a minute after eleven."""
-
-REFUSAL_COST = 1.0
-BYTES_COST = 16 * 1024
-"""A refused message costs 1, and 1 more for each 16 KiB: large garbage is more work."""
-
-VIOLATION_COST = 25.0
-"""Malformed frames and negotiations: an honest node never sends them."""
-
-MAX_BANS = 1024
-"""Bans kept; a peer with more identities than this can't be kept out by banning identities."""
+MAX_CONNECTIONS_PER_PEER = 4
+"""Two after a simultaneous dial; a few more while an old one dies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,39 +103,17 @@ class NetworkConfig:
     max_peers: int = 64
 
 
-class NetworkHandlers(Protocol):
+class NetworkHandlers(MessageHandlers, Protocol):
     """Implemented by the node. An exception in a handler is logged and ends nothing but itself."""
-
-    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> None:
-        """A gossip message not seen before. `sender` forwarded it and need not have made it.
-
-        Synchronous and cheap: put it in a queue. Raising `Rejection` stops it from being forwarded and counts against
-        the sender; doubt must be accepted.
-        """
-
-    def on_push(self, protocol: str, sender: PeerId, data: bytes) -> None:
-        """A pushed message, in the order of sending. Like `on_gossip`."""
-
-    async def on_request(self, protocol: str, sender: PeerId, data: bytes) -> bytes:
-        """Answer a request; raising `Rejection` refuses it (not counted against the sender)."""
 
     async def on_connected(self, peer: PeerId) -> None:
         """A connection is usable. May run as long as the connection lives: it is cancelled when the peer is gone."""
 
     async def on_disconnected(self, peer: PeerId) -> None:
-        """The last connection to a peer has ended; follows `on_connected`, and precedes the next one."""
+        """The last connection to a peer has ended; follows `on_connected`, and precedes the next one.
 
-
-@dataclass(slots=True)
-class _Score:
-    value: float = 0.0
-    updated_at: float = field(default_factory=trio.current_time)
-
-    def add(self, cost: float) -> float:
-        now = trio.current_time()
-        self.value = max(0.0, self.value - (now - self.updated_at) * SCORE_DECAY_PER_S) + cost
-        self.updated_at = now
-        return self.value
+        Not promised while the network itself is being left.
+        """
 
 
 class _Watcher(INotifee):
@@ -164,23 +123,25 @@ class _Watcher(INotifee):
         self._opened = opened
         self._closed = closed
 
-    async def connected(self, network: INetwork, conn: INetConn) -> None:
+    async def connected(self, _network: INetwork, conn: INetConn) -> None:
+        """A connection has been opened."""
         self._opened(conn)
 
-    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
+    async def disconnected(self, _network: INetwork, conn: INetConn) -> None:
+        """A connection has ended."""
         self._closed(conn)
 
-    async def opened_stream(self, network: INetwork, stream: INetStream) -> None:
-        return
+    async def opened_stream(self, *_args: object) -> None:
+        """Not needed."""
 
-    async def closed_stream(self, network: INetwork, stream: INetStream) -> None:
-        return
+    async def closed_stream(self, *_args: object) -> None:
+        """Not needed."""
 
-    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        return
+    async def listen(self, *_args: object) -> None:
+        """Not needed."""
 
-    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
-        return
+    async def listen_close(self, *_args: object) -> None:
+        """Not needed."""
 
 
 class Network:
@@ -194,23 +155,23 @@ class Network:
         self._host: GuardedHost = build_host(config.identity_seed, 2 * config.max_peers, self._complain)
         self._swarm = self._host.swarm
         self._gossip = RepairedGossipSub()
-        self._pubsub = RepairedPubsub(self._host, self._gossip, config.topics, self._deliver_gossip)
         self._traffic = Traffic()
+        self._inbound = Inbound(handlers, self._traffic, self._charge)
+        self._pubsub = RepairedPubsub(self._host, self._gossip, config.topics, self._inbound.deliver_gossip)
         self._sessions: dict[PeerId, PeerSession] = {}
         self._last_sessions: dict[PeerId, PeerSession] = {}
         self._remembered: dict[PeerId, dict[str, None]] = {}
         self._redials: dict[PeerId, trio.CancelScope] = {}
         self._dials: dict[PeerId, trio.Event] = {}
-        self._scores: dict[PeerId, _Score] = {}
-        self._banned_until: dict[PeerId, float] = {}
+        self._scores = Scores(trio.current_time)
         self._is_closing = False
         self.peer_id = PeerId(self._host.get_id().to_base58())
         self.addresses: tuple[str, ...] = ()
         self._swarm.register_notifee(_Watcher(self._connection_opened, self._connection_closed))
         for protocol in config.pushes:
-            self._host.set_stream_handler(TProtocol(protocol), self._serve_pushes)
+            self._host.set_stream_handler(TProtocol(protocol), self._inbound.serve_pushes)
         for protocol in config.requests:
-            self._host.set_stream_handler(TProtocol(protocol), self._serve_requests)
+            self._host.set_stream_handler(TProtocol(protocol), self._inbound.serve_requests)
 
     def peers(self) -> tuple[PeerId, ...]:
         """Connected peers, longest connected first."""
@@ -232,7 +193,7 @@ class Network:
         address, peer = parse_address(multiaddr)
         if peer == self.peer_id:
             raise TransportError(f"{multiaddr} is this node itself")
-        if self._is_banned(peer):
+        if self._scores.is_banned(peer):
             raise TransportError(f"{peer} is banned for misbehaviour; it is forgiven after {BAN_S:g} s")
         while peer in self._dials and peer not in self._sessions:
             await self._dials[peer].wait()
@@ -312,7 +273,9 @@ class Network:
                     await self._gossip.mesh_grew.wait()
         except trio.TooSlowError as error:
             found = len(self._gossip.mesh.get(topic, ()))
-            raise TransportError(f"{found} peers in the mesh of {topic!r} after {timeout_s:g} s, not {peers}") from error
+            raise TransportError(
+                f"{found} peers in the mesh of {topic!r} after {timeout_s:g} s, not {peers}"
+            ) from error
 
     def push(self, peer: PeerId, protocol: str, data: bytes) -> bool:
         """Queue a one-way message; never blocks. False when the peer isn't connected or its queue is full.
@@ -368,8 +331,8 @@ class Network:
             "refused": dict(traffic.refused),
             "dropped": dict(traffic.dropped),
             "mesh": {topic: len(self._gossip.mesh.get(topic, ())) for topic in self._config.topics},
-            "scores": {peer: round(score.add(0.0), 1) for peer, score in self._scores.items()},
-            "banned": [peer for peer in self._banned_until if self._is_banned(peer)],
+            "scores": self._scores.scores(),
+            "banned": self._scores.banned(),
         }
 
     async def _start(self, stack: AsyncExitStack) -> None:
@@ -406,24 +369,36 @@ class Network:
     async def _close(self) -> None:
         self._is_closing = True
         self._swarm._closing = True
-        with trio.move_on_after(DISCONNECT_TIMEOUT_S, shield=True):
+        with shielded(DISCONNECT_TIMEOUT_S):
             for listener in list(self._swarm.listeners.values()):
                 await listener.close()
         await self._swarm.close_all(self._swarm.get_connections())
 
     def _connection_opened(self, connection: INetConn) -> None:
         peer = PeerId(connection.muxed_conn.peer_id.to_base58())
-        if self._is_closing or peer in self._sessions:
+        if self._is_closing:
             return
-        is_full = len(self._sessions) >= self._config.max_peers and peer not in self._remembered
-        if is_full or self._is_banned(peer):
-            logger.info("connection of %s refused: %s", peer, "too many peers" if is_full else "banned")
+        refusal = self._refusal(peer)
+        if refusal is not None:
+            logger.info("connection of %s refused: %s", peer, refusal)
             self._nursery.start_soon(self._swarm.close_all, [connection])
+            return
+        if peer in self._sessions:
             return
         session = PeerSession(peer, self._config.pushes, self._stream_opener(peer), self._traffic)
         previous = self._last_sessions.get(peer)
         self._sessions[peer] = self._last_sessions[peer] = session
         self._nursery.start_soon(self._run_session, session, previous)
+
+    def _refusal(self, peer: PeerId) -> str | None:
+        if self._scores.is_banned(peer):
+            return "it is banned"
+        if len(self._swarm.live_connections(ID.from_base58(peer))) > MAX_CONNECTIONS_PER_PEER:
+            return f"it has {MAX_CONNECTIONS_PER_PEER} connections already"
+        is_known = peer in self._sessions or peer in self._remembered
+        if len(self._sessions) >= self._config.max_peers and not is_known:
+            return f"there are {self._config.max_peers} peers already"
+        return None
 
     def _connection_closed(self, connection: INetConn) -> None:
         peer_id = connection.muxed_conn.peer_id
@@ -492,75 +467,6 @@ class Network:
 
         return open_stream
 
-    async def _serve_pushes(self, stream: INetStream) -> None:
-        sender, protocol, frames = self._inbound(stream)
-        try:
-            while (data := await frames.receive(MAX_PUSH_BYTES)) is not None:
-                self._traffic.received(protocol, len(data))
-                self._deliver(self._handlers.on_push, protocol, sender, data)
-        except Rejection as rejection:
-            self._charge(sender, str(rejection), VIOLATION_COST)
-        except TransportError as error:
-            logger.debug("pushes of %s on %s: %s", sender, protocol, error)
-        finally:
-            await frames.abort()
-
-    async def _serve_requests(self, stream: INetStream) -> None:
-        sender, protocol, frames = self._inbound(stream)
-        try:
-            while (data := await frames.receive(MAX_REQUEST_BYTES)) is not None:
-                self._traffic.received(protocol, len(data))
-                answer = await self._answer(protocol, sender, data)
-                await frames.send(answer)
-                self._traffic.sent(protocol, len(answer))
-        except Rejection as rejection:
-            self._charge(sender, str(rejection), VIOLATION_COST)
-        except TransportError as error:
-            logger.debug("requests of %s on %s: %s", sender, protocol, error)
-        finally:
-            await frames.abort()
-
-    def _inbound(self, stream: INetStream) -> tuple[PeerId, str, FrameStream]:
-        return PeerId(stream.muxed_conn.peer_id.to_base58()), str(stream.get_protocol()), FrameStream(stream)
-
-    async def _answer(self, protocol: str, sender: PeerId, data: bytes) -> bytes:
-        try:
-            with trio.fail_after(ANSWER_TIMEOUT_S):
-                body = await self._handlers.on_request(protocol, sender, data)
-            if len(body) <= MAX_ANSWER_BYTES:
-                return bytes([Status.OK]) + body
-            logger.error("answer to %s has %d bytes, more than %d", protocol, len(body), MAX_ANSWER_BYTES)
-        except Rejection as rejection:
-            self._traffic.refused[rejection.reason.value] += 1
-            return bytes([Status.REFUSED]) + str(rejection).encode()[:MAX_REASON_BYTES]
-        except trio.TooSlowError:
-            return bytes([Status.FAILED]) + b"no answer in time"
-        except Exception:
-            logger.exception("request handler failed on %s of %s", protocol, sender)
-        return bytes([Status.FAILED]) + b"internal error"
-
-    def _deliver_gossip(self, forwarder: ID, message: rpc_pb2.Message) -> None:
-        sender = PeerId(forwarder.to_base58())
-        if len(message.topicIDs) != 1 or len(message.data) > MAX_GOSSIP_BYTES:
-            self._charge(sender, "gossip message breaks the limits", VIOLATION_COST)
-            raise ValidationError("limits")
-        topic = message.topicIDs[0]
-        self._traffic.received(topic, len(message.data))
-        if not self._deliver(self._handlers.on_gossip, topic, sender, message.data):
-            raise ValidationError("refused")
-
-    def _deliver(
-        self, handler: Callable[[str, PeerId, bytes], None], channel: str, sender: PeerId, data: bytes
-    ) -> bool:
-        try:
-            handler(channel, sender, data)
-        except Rejection as rejection:
-            self._charge(sender, f"{channel}: {rejection}", REFUSAL_COST + len(data) / BYTES_COST, rejection.reason)
-            return False
-        except Exception:
-            logger.exception("handler failed on %s of %s", channel, sender)
-        return True
-
     def _complain(self, peer_id: ID, reason: str) -> None:
         self._charge(PeerId(peer_id.to_base58()), reason, VIOLATION_COST)
 
@@ -568,19 +474,10 @@ class Network:
         if peer == self.peer_id:
             return
         self._traffic.refused[reason.value] += 1
-        score = self._scores.setdefault(peer, _Score()).add(cost)
-        logger.debug("%s is charged %.1f for %s, now at %.1f", peer, cost, why, score)
-        if score < BAN_SCORE or self._is_banned(peer) or self._is_closing:
-            return
-        logger.warning("%s is banned for %g s: %s", peer, BAN_S, why)
-        del self._scores[peer]
-        if len(self._banned_until) >= MAX_BANS:
-            del self._banned_until[next(iter(self._banned_until))]
-        self._banned_until[peer] = trio.current_time() + BAN_S
-        self._nursery.start_soon(self.disconnect, peer)
-
-    def _is_banned(self, peer: PeerId) -> bool:
-        return self._banned_until.get(peer, 0.0) > trio.current_time()
+        logger.debug("%s is charged %.1f for %s", peer, cost, why)
+        if self._scores.charge(peer, cost) and not self._is_closing:
+            logger.warning("%s is banned for %g s: %s", peer, BAN_S, why)
+            self._nursery.start_soon(self.disconnect, peer)
 
 
 @asynccontextmanager

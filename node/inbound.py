@@ -1,0 +1,146 @@
+"""What peers send us: gossip, pushes and requests, handed to the node's handlers behind a guard.
+
+A handler's `Rejection` is the peer's fault and is charged to it; any other exception is a bug of ours, logged, and ends
+nothing but itself. Outbound traffic is in `streams`, connections are in `network`.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+from libp2p.abc import INetStream
+from libp2p.exceptions import ValidationError
+from libp2p.peer.id import ID
+from libp2p.pubsub.pb import rpc_pb2
+
+from bflnode.consensus.rejection import Reason, Rejection
+
+from .streams import (
+    MAX_ANSWER_BYTES,
+    MAX_PUSH_BYTES,
+    MAX_REASON_BYTES,
+    MAX_REQUEST_BYTES,
+    FrameStream,
+    PeerId,
+    Status,
+    Traffic,
+    TransportError,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_GOSSIP_BYTES = 60_000
+"""A gossip message stays below one yamux frame; models and blocks never go by gossip."""
+
+ANSWER_TIMEOUT_S = 30.0
+"""A request handler that takes longer is cancelled: its peer has given up by then."""
+
+REFUSAL_COST = 1.0
+BYTES_COST = 16 * 1024
+"""A refused message costs 1, and 1 more for each 16 KiB: large garbage is more work."""
+
+VIOLATION_COST = 25.0
+"""Malformed frames and negotiations: an honest node never sends them."""
+
+
+class MessageHandlers(Protocol):
+    """What the node does with messages."""
+
+    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> None:
+        """A gossip message not seen before. `sender` forwarded it and need not have made it.
+
+        Synchronous and cheap: put it in a queue. Raising `Rejection` stops it from being forwarded and counts against
+        the sender; doubt must be accepted.
+        """
+
+    def on_push(self, protocol: str, sender: PeerId, data: bytes) -> None:
+        """A pushed message, in the order of sending. Like `on_gossip`."""
+
+    async def on_request(self, protocol: str, sender: PeerId, data: bytes) -> bytes:
+        """Answer a request; raising `Rejection` refuses it (not counted against the sender)."""
+
+
+Charge = Callable[[PeerId, str, float, Reason], None]
+"""Counts a misdeed: (peer, what it was, cost, reason)."""
+
+
+class Inbound:
+    """Serves the streams that peers open and the gossip they forward."""
+
+    def __init__(self, handlers: MessageHandlers, traffic: Traffic, charge: Charge) -> None:
+        self._handlers = handlers
+        self._traffic = traffic
+        self._charge = charge
+
+    async def serve_pushes(self, stream: INetStream) -> None:
+        """Take frames until the peer closes its stream."""
+        sender, protocol, frames = self._inbound(stream)
+        try:
+            while (data := await frames.receive(MAX_PUSH_BYTES)) is not None:
+                self._traffic.received(protocol, len(data))
+                self._deliver(self._handlers.on_push, protocol, sender, data)
+        except Rejection as rejection:
+            self._charge(sender, str(rejection), VIOLATION_COST, rejection.reason)
+        except TransportError as error:
+            logger.debug("pushes of %s on %s: %s", sender, protocol, error)
+        finally:
+            await frames.abort()
+
+    async def serve_requests(self, stream: INetStream) -> None:
+        """Answer one request after the other until the peer closes its stream."""
+        sender, protocol, frames = self._inbound(stream)
+        try:
+            while (data := await frames.receive(MAX_REQUEST_BYTES)) is not None:
+                self._traffic.received(protocol, len(data))
+                answer = await self._answer(protocol, sender, data)
+                await frames.send(answer)
+                self._traffic.sent(protocol, len(answer))
+        except Rejection as rejection:
+            self._charge(sender, str(rejection), VIOLATION_COST, rejection.reason)
+        except TransportError as error:
+            logger.debug("requests of %s on %s: %s", sender, protocol, error)
+        finally:
+            await frames.abort()
+
+    def _inbound(self, stream: INetStream) -> tuple[PeerId, str, FrameStream]:
+        return PeerId(stream.muxed_conn.peer_id.to_base58()), str(stream.get_protocol()), FrameStream(stream)
+
+    async def _answer(self, protocol: str, sender: PeerId, data: bytes) -> bytes:
+        try:
+            with trio.fail_after(ANSWER_TIMEOUT_S):
+                body = await self._handlers.on_request(protocol, sender, data)
+            if len(body) <= MAX_ANSWER_BYTES:
+                return bytes([Status.OK]) + body
+            logger.error("answer to %s has %d bytes, more than %d", protocol, len(body), MAX_ANSWER_BYTES)
+        except Rejection as rejection:
+            self._traffic.refused[rejection.reason.value] += 1
+            return bytes([Status.REFUSED]) + str(rejection).encode()[:MAX_REASON_BYTES]
+        except trio.TooSlowError:
+            return bytes([Status.FAILED]) + b"no answer in time"
+        except Exception:
+            logger.exception("request handler failed on %s of %s", protocol, sender)
+        return bytes([Status.FAILED]) + b"internal error"
+
+    def deliver_gossip(self, forwarder: ID, message: rpc_pb2.Message) -> None:
+        """Take a gossip message; raises `ValidationError` where it must not be forwarded."""
+        sender = PeerId(forwarder.to_base58())
+        if len(message.topicIDs) != 1 or len(message.data) > MAX_GOSSIP_BYTES:
+            self._charge(sender, "gossip message breaks the limits", VIOLATION_COST, Reason.TOO_LARGE)
+            raise ValidationError("limits")
+        topic = message.topicIDs[0]
+        self._traffic.received(topic, len(message.data))
+        if not self._deliver(self._handlers.on_gossip, topic, sender, message.data):
+            raise ValidationError("refused")
+
+    def _deliver(
+        self, handler: Callable[[str, PeerId, bytes], None], channel: str, sender: PeerId, data: bytes
+    ) -> bool:
+        try:
+            handler(channel, sender, data)
+        except Rejection as rejection:
+            self._charge(sender, f"{channel}: {rejection}", REFUSAL_COST + len(data) / BYTES_COST, rejection.reason)
+            return False
+        except Exception:
+            logger.exception("handler failed on %s of %s", channel, sender)
+        return True

@@ -1,0 +1,154 @@
+"""What this project does to GossipSub of py-libp2p 0.8.1; the rest of the repairs is in `libp2p_repairs`.
+
+Gossip stays best effort: whatever must arrive has to be pullable as well.
+
+    [3]  two tasks write one gossip stream, frames interleave               -> `RepairedPubsub.write_msg` (a lock)
+    [8]  queues of 32 messages drop silently                                -> `_RoomyQueues`, direct delivery
+    [9]  the spam limit drops our own publishes  [12] adaptive mode
+         stretches the heartbeat to 30-60 s                                 -> `RepairedGossipSub`
+    [10] validation results are cached, slow ones as failures               -> `RepairedPubsub.validate_msg`
+    [11] custom message ids never match IHAVE                               -> default ids; callers know content
+    [16] a validator's False is remembered as an attack                     -> `ValidationError` only for `Rejection`
+    [22] sequence numbers start at the second of start-up: a busy node that
+         restarts reuses them, and its messages are dropped as seen         -> `RepairedPubsub.__init__`
+    [23] every message carries, and every receiver verifies twice, a signed
+         record of the sender's addresses                                   -> `RepairedPubsub.write_msg`
+    [27] a gossip stream that breaks on our side alone makes us forget what
+         the peer subscribed to; it never says so again                     -> `RepairedPubsub._handle_dead_peer`
+    [28] the last 1000 messages are kept to compare repeated numbers        -> `RepairedGossipSub._check_equivocation`
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import trio
+from libp2p.abc import INetStream
+from libp2p.exceptions import BaseLibp2pError
+from libp2p.peer.id import ID
+from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.rpc_queue import RpcQueue
+from libp2p.utils.varint import encode_varint_prefixed
+
+from .libp2p_repairs import LIBRARY_FAILURES, GuardedHost, reset_stream, write_fully
+
+logger = logging.getLogger(__name__)
+
+MAX_GOSSIP_RPC_BYTES = 64_000
+"""One RPC stays below one yamux frame (64 KiB), so that it can't interleave and is cheap to buffer."""
+
+MAX_INBOUND_RPC_BYTES = 256 * 1024
+"""Other implementations batch several messages in one RPC."""
+
+MAX_QUEUED_RPCS = 512
+"""Gossip RPCs waiting for one peer (the library: 32); at most 32 MB, and only for a peer that doesn't read."""
+
+
+class _RoomyQueues(dict[ID, RpcQueue]):
+    """Enlarges the outbound queue of each peer as the library registers it, and caps its RPCs to one frame [8]."""
+
+    def __setitem__(self, peer: ID, queue: RpcQueue) -> None:
+        queue._queue.max_size = MAX_QUEUED_RPCS
+        queue.max_message_size = MAX_GOSSIP_RPC_BYTES
+        super().__setitem__(peer, queue)
+
+
+class RepairedGossipSub(GossipSub):
+    """GossipSub that tells when its mesh grows and keeps no second copy of messages to detect equivocation."""
+
+    def __init__(self) -> None:
+        # Adaptive mode stretches the heartbeat to 30-60 s [12]; the spam limit drops our own publishes [9]; version
+        # 1.1 because 1.2 loses more in a burst [8]; we score peers ourselves.
+        super().__init__(
+            protocols=[PROTOCOL_ID_V11],
+            degree=6,
+            degree_low=4,
+            degree_high=10,
+            heartbeat_interval=1,
+            prune_back_off=10,
+            adaptive_gossip_enabled=False,
+            spam_protection_enabled=False,
+            eclipse_protection_enabled=False,
+        )
+        self.mesh_grew = trio.Event()
+
+    def _notify_mesh_peer_added(self, peer_id: ID, topic: str) -> None:
+        super()._notify_mesh_peer_added(peer_id, topic)
+        self.mesh_grew.set()
+        self.mesh_grew = trio.Event()
+
+    def _check_equivocation(self, *_args: object, **_options: object) -> bool:
+        return True
+
+
+class RepairedPubsub(Pubsub):
+    """Pubsub that hands each new message to a function instead of a queue of 32 [8].
+
+    Args:
+        deliver: called once for each message not seen before, with (forwarder, message); raises `ValidationError` to
+            stop the message from being forwarded.
+    """
+
+    def __init__(
+        self,
+        host: GuardedHost,
+        router: RepairedGossipSub,
+        topics: Sequence[str],
+        deliver: Callable[[ID, rpc_pb2.Message], None],
+    ) -> None:
+        super().__init__(
+            host,
+            router,
+            max_subscriptions_per_rpc=4 * len(topics) + 16,
+            max_subscriptions_per_peer=len(topics) + 1,
+            max_inbound_rpc_size=MAX_INBOUND_RPC_BYTES,
+            allowed_topics=frozenset(topics),
+        )
+        self.peer_queues = _RoomyQueues()
+        self.counter = time.time_ns()
+        self._deliver = deliver
+        self._complain = host.complain
+        self._write_locks: dict[INetStream, trio.Lock] = {}
+
+    async def validate_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
+        """Deliver a message that was not seen before; our own are only sent."""
+        if msg_forwarder != self.my_id:
+            self._deliver(msg_forwarder, msg)
+
+    def notify_subscriptions(self, *_args: object, **_options: object) -> None:
+        """Messages were delivered when they were validated."""
+        return
+
+    async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
+        """Take a message from a peer or from us; one that breaks the library counts against the peer."""
+        try:
+            await super().push_msg(msg_forwarder, msg)
+        except (BaseLibp2pError, ValueError, TypeError, LookupError) as error:
+            self._complain(msg_forwarder, f"malformed gossip: {type(error).__name__}")
+
+    async def write_msg(self, stream: INetStream, rpc_msg: rpc_pb2.RPC) -> bool:
+        """Write one RPC, alone on its stream [3], without the address record [23]."""
+        rpc_msg.ClearField("senderRecord")
+        lock = self._write_locks.setdefault(stream, trio.Lock())
+        try:
+            async with lock:
+                await write_fully(stream, encode_varint_prefixed(rpc_msg.SerializeToString()))
+            return True
+        except LIBRARY_FAILURES as failure:
+            logger.debug("gossip to %s failed: %r", stream.muxed_conn.peer_id, failure)
+            await reset_stream(stream)
+            self._handle_dead_peer(stream.muxed_conn.peer_id)
+            return False
+        finally:
+            if not lock.locked():
+                self._write_locks.pop(stream, None)
+
+    def _handle_dead_peer(self, peer_id: ID) -> None:
+        """Forget a peer whose stream broke, but not its subscriptions where it is still connected [27]."""
+        topics = [topic for topic, peers in self.peer_topics.items() if peer_id in peers]
+        super()._handle_dead_peer(peer_id)
+        if self._peer_is_connected(peer_id):
+            for topic in topics:
+                self.handle_subscription(peer_id, rpc_pb2.RPC.SubOpts(subscribe=True, topicid=topic))

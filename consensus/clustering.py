@@ -41,7 +41,7 @@ EXTRA_COLUMNS = 4
 """Columns iterated beyond those asked for, so that a close (C+1)-th eigenvalue doesn't slow convergence down."""
 
 BASIS_PER_COLUMN = 5
-"""Size of the Krylov basis in blocks. Measured: 3 to 8 cost about the same in all, 5 was fastest at 256 clients."""
+"""Size of the Krylov basis in blocks: of 3 to 8, 5 and 6 were fastest where there is structure (one or two restarts)."""
 
 DENSE_LIMIT = 40
 """Up to so many clients the whole matrix is diagonalised: as fast as iterating, and convergence is no question."""
@@ -49,11 +49,14 @@ DENSE_LIMIT = 40
 RESIDUAL_TOLERANCE = 1 << (FRACTION_BITS - 18)
 """|Lv - lambda v| <= 2^-18: what rounding correlations to 10^-4 does to L at 256 clients, so less would be noise."""
 
+DEPENDENT_BELOW = 1 << (FRACTION_BITS - 22)
+"""A unit vector that is shorter than 2^-22 outside the basis depends on it: rounding alone leaves up to 2^-25."""
+
 RESTART_LIMIT = 24
 """Bounds the time on matrices without structure, where the C-th and the next eigenvalues can be arbitrarily close."""
 
 SWEEP_LIMIT = 16
-"""Jacobi converges quadratically: 5 to 8 sweeps were ever needed."""
+"""Jacobi converges quadratically: 7 to 11 sweeps were needed, also on random matrices."""
 
 ROTATION_TOLERANCE = 1 << 4
 """Off-diagonal entries up to 2^-26 count as zero: just above what rounding itself leaves."""
@@ -65,7 +68,10 @@ START_LIMIT = 12
 """Farthest-first starts from so many first points, evenly spaced over the clients, besides the greedy start."""
 
 LLOYD_LIMIT = 50
-"""Passes of k-means; integer rounding could cycle, so there must be a bound. 3 to 15 are usual."""
+"""Passes of k-means; integer rounding could cycle, so there must be a bound. Up to 28 were seen at 256 clients."""
+
+MOVE_LIMIT = 250
+"""Moves of single clients after that, bounded for the same reason. Up to 182 were seen at 256 clients."""
 
 
 def matrix_from_triangle(triangle: bytes, clients: int) -> Integers:
@@ -277,8 +283,8 @@ def _krylov_basis(matrix: Integers, block: Integers, size: int) -> tuple[Integer
 def _extended(basis: Integers, vectors: Integers) -> Integers:
     """Appends to orthonormal rows what is new in `vectors`, by Gram and Schmidt's method run twice on each.
 
-    The second run removes what rounding left (Giraud et al., 2005: twice is enough). A vector that loses all but 2^-12
-    of its length is dependent on the others and is dropped: what is left of it is mostly rounding.
+    The second run removes what rounding left (Giraud et al., 2005: twice is enough). What a vector
+    has of its own must be more than rounding, or it is dropped.
     """
     rows = list(basis)
     for vector in vectors:
@@ -288,7 +294,7 @@ def _extended(basis: Integers, vectors: Integers) -> Integers:
                 break
             known = np.stack(rows)
             shares = _rescaled(known @ candidate)
-            candidate = _unit(candidate - _rescaled(shares @ known), minimum=FRACTION_ONE >> 12)
+            candidate = _unit(candidate - _rescaled(shares @ known), minimum=DEPENDENT_BELOW)
         if candidate is not None:
             rows.append(candidate)
     return np.stack(rows) if rows else basis
@@ -381,12 +387,8 @@ def _k_means(points: Integers, clusters: int) -> Integers:
     count = len(points)
     firsts = sorted({index * count // START_LIMIT for index in range(START_LIMIT)})
     starts = [_greedy_start(distances, clusters), *(_farthest_first(distances, first, clusters) for first in firsts)]
-    best_inertia, best_labels = -1, np.empty(0, dtype=np.int64)
-    for start in starts:
-        inertia, labels = _lloyd(points, points[start])
-        if best_inertia < 0 or inertia < best_inertia:
-            best_inertia, best_labels = inertia, labels
-    return best_labels
+    runs = [_moved_singly(points, _lloyd(points, points[start]), clusters) for start in starts]
+    return min(runs, key=lambda run: run[0])[1]
 
 
 def _squared_distances(points: Integers, others: Integers) -> Integers:
@@ -418,18 +420,46 @@ def _greedy_start(distances: Integers, clusters: int) -> list[int]:
     return chosen
 
 
-def _lloyd(points: Integers, centres: Integers) -> tuple[int, Integers]:
-    """Runs Lloyd's k-means from given centres; returns inertia and labels. A cluster left empty keeps its centre."""
+def _lloyd(points: Integers, centres: Integers) -> Integers:
+    """Labels (clients,) by Lloyd's k-means from given centres. A cluster left empty keeps its centre."""
     centres = centres.copy()
-    previous: Integers | None = None
+    labels: Integers = np.argmin(_squared_distances(points, centres), axis=1)
     for _ in range(LLOYD_LIMIT):
-        distances = _squared_distances(points, centres)
-        labels = np.argmin(distances, axis=1)
-        if previous is not None and np.array_equal(labels, previous):
-            break
-        previous = labels
         for label in range(len(centres)):
             members = points[labels == label]
             if len(members):
                 centres[label] = members.sum(axis=0) // len(members)
-    return int(distances.min(axis=1).sum()), labels
+        previous, labels = labels, np.argmin(_squared_distances(points, centres), axis=1)
+        if np.array_equal(labels, previous):
+            break
+    return labels
+
+
+def _moved_singly(points: Integers, labels: Integers, clusters: int) -> tuple[int, Integers]:
+    """Improves a partition by the best move of one client until none helps (Hartigan, 1975): inertia and labels.
+
+    Moving a client from a cluster of s to one of t members changes the inertia by t / (t + 1) times its squared
+    distance to the new centre less s / (s - 1) times that to its own. It also fills clusters that Lloyd's method left
+    empty.
+    """
+    everyone = np.arange(len(points))
+    labels = labels.copy()
+    distances = np.zeros((len(points), clusters), dtype=np.int64)
+    outdated = sorted(set(labels.tolist()))
+    for move in range(MOVE_LIMIT + 1):
+        for label in outdated:
+            members = points[labels == label]
+            centre = members.sum(axis=0) // len(members)
+            distances[:, label] = _squared_distances(points, centre[np.newaxis])[:, 0]
+        sizes = np.bincount(labels, minlength=clusters).astype(np.int64)
+        own_sizes = sizes[labels]
+        # Squared distances are at most 2^50 and sizes at most 2^10.
+        savings = distances[everyone, labels] * own_sizes // np.maximum(1, own_sizes - 1)
+        changes = distances * sizes // (sizes + 1) - savings[:, np.newaxis]
+        changes[everyone, labels] = 0
+        client, label = divmod(int(np.argmin(changes)), clusters)
+        if changes[client, label] >= 0 or move == MOVE_LIMIT:
+            break
+        outdated = [int(labels[client]), label]
+        labels[client] = label
+    return int(distances[everyone, labels].sum()), labels

@@ -33,10 +33,21 @@ def verify(account: AccountId, kind: str, chain_id: ChainId, payload: bytes, sig
     Raises:
         Rejection: BAD_SIGNATURE.
     """
+    if not is_signed(account, signed_message(kind, chain_id, payload), signature):
+        raise Rejection(Reason.BAD_SIGNATURE, signer=account, kind=kind)
+
+
+def is_signed(account: AccountId, message: bytes, signature: Signature) -> bool:
+    """Whether the signature of these very bytes is good, by libsodium's rules.
+
+    They are stricter than RFC 8032: s must be below the group order, and neither the key nor R may be of small order
+    or encoded in a second way. The equation is the one without cofactor.
+    """
     try:
-        VerifyKey(account).verify(signed_message(kind, chain_id, payload), signature)
-    except (BadSignatureError, ValueError, TypeError) as error:
-        raise Rejection(Reason.BAD_SIGNATURE, signer=account, kind=kind) from error
+        VerifyKey(account).verify(message, signature)
+    except (BadSignatureError, ValueError):
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

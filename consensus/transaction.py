@@ -192,9 +192,7 @@ class Attest(Record):
     flags: Annotated[bytes, AtMost(MAX_BITMAP_BYTES)]
 
 
-Body: TypeAlias = (
-    Transfer | Admit | TaskRegister | TaskLeave | Probe | Commit | Reveal | Available | Aggregate | Attest
-)
+Body: TypeAlias = Transfer | Admit | TaskRegister | TaskLeave | Probe | Commit | Reveal | Available | Aggregate | Attest
 RoundBody: TypeAlias = Probe | Commit | Reveal | Available | Aggregate | Attest
 
 BODIES: dict[Kind, type[Body]] = {

@@ -41,7 +41,7 @@ EXTRA_COLUMNS = 4
 """Columns iterated beyond those asked for, so that a close (C+1)-th eigenvalue doesn't slow convergence down."""
 
 BASIS_PER_COLUMN = 5
-"""Size of the Krylov basis in blocks: of 3 to 8, 5 and 6 were fastest where there is structure (one or two restarts)."""
+"""Size of the Krylov basis in blocks: of 3 to 8, 5 and 6 were fastest where there is structure (1 or 2 restarts)."""
 
 DENSE_LIMIT = 40
 """Up to so many clients the whole matrix is diagonalised: as fast as iterating, and convergence is no question."""

@@ -1,0 +1,410 @@
+"""The chain on disk: blocks, commits, indexes and the live state, in one LevelDB.
+
+    m schema | chain | genesis                   what this database is
+    m tip                            -> height
+    b HEIGHT                         -> canonical block            h HEIGHT -> its canonical header
+    c HEIGHT                         -> canonical commit for that block
+    i BLOCK_ID                       -> HEIGHT
+    t TRANSACTION_ID                 -> HEIGHT, position in the block
+    s KEY                            -> value of the live state
+    a ACCOUNT HEIGHT                 -> free balance from that height on, where it changed
+
+Heights are 8 bytes, big-endian, so that keys sort by height. A block is applied by one synced `WriteBatch` that holds
+all of it, the tip included: after a crash it is there or it isn't. Whether a block is valid is `ledger`'s question;
+models are in `blob_store`, what this node has signed is in the signer's log. LevelDB's repair is never called: it makes
+something that opens out of whatever is left, and a chain with holes is worse than one that has to be fetched again.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import plyvel
+
+from bflnode.consensus.block import MAX_BLOCK_BYTES, Block, Commit, Header, genesis_commit
+from bflnode.consensus.genesis import MAX_GENESIS_BYTES, Genesis
+from bflnode.consensus.ledger import genesis_state
+from bflnode.consensus.records import Record
+from bflnode.consensus.rejection import Rejection
+from bflnode.consensus.state import Changes, StateTree
+from bflnode.consensus.tables import ACCOUNTS, Account
+from bflnode.consensus.transaction import Transaction
+from bflnode.consensus.types import AccountId, Amount, BlockId, Hash, Milliseconds, TransactionId
+
+from .errors import CorruptStore, InUseError, MissingError, StorageError, from_os_error
+
+SCHEMA = b"1"
+"""Version of the layout above; another one is refused, since its records would be misread."""
+
+HEADER, BLOCK, COMMIT, BY_ID, BY_TRANSACTION, STATE, BALANCE = b"h", b"b", b"c", b"i", b"t", b"s", b"a"
+META_SCHEMA, META_CHAIN, META_GENESIS, META_TIP = b"m schema", b"m chain", b"m genesis", b"m tip"
+
+MAX_COMMIT_BYTES = 64 * 1024
+"""A commit of 256 signatures is 18 KiB."""
+
+HISTORY_LIMIT = 1000
+"""Most balance changes returned at once: a year of learning rounds every nine hours."""
+
+BLOOM_BITS = 10
+"""Bits a key in LevelDB's filters: a look-up of an unknown transaction then reads the disk once in a hundred times."""
+
+START_OVER = (
+    "Stop the node, move this folder aside (keep it, and the signer's log where it is) and start again: "
+    "the chain is fetched from peers anew. Never run a LevelDB repair on it"
+)
+
+RecordType = TypeVar("RecordType", bound=Record)
+
+
+@dataclass(frozen=True, slots=True)
+class Tip:
+    """The last block of a chain; at height 0 the genesis, whose id as a block is the chain's."""
+
+    height: int
+    block_id: BlockId
+    time_ms: Milliseconds
+    state_root: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTransaction:
+    """A transaction in the chain: the block it is in, and its position there."""
+
+    transaction: Transaction
+    height: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class BalanceChange:
+    """An account's free balance from a height on."""
+
+    height: int
+    balance: Amount
+
+
+class ChainStore:
+    """The chain in one folder. One process at a time has it open; its threads may share it.
+
+    Attributes:
+        path: the folder.
+        genesis: the start of the chain.
+    """
+
+    def __init__(self, path: Path, database: "plyvel.DB", genesis: Genesis) -> None:
+        """Take over an open, checked database; callers use `create` or `open`."""
+        self.path = path
+        self.genesis = genesis
+        self._database = database
+        self._has_failed = False
+        self._tip = self._read_tip()
+
+    @classmethod
+    def create(cls, path: Path, genesis: Genesis) -> Self:
+        """Make the store of a new chain, at height 0, and open it.
+
+        Raises:
+            StorageError: there is something at `path` already, or the disk is at fault.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise StorageError(path, "there is something here already", "Open it, or choose another folder")
+        with _leveldb(path, "creating the chain store"):
+            path.mkdir(parents=True, exist_ok=True)
+            database = plyvel.DB(str(path), create_if_missing=True, error_if_exists=True, bloom_filter_bits=BLOOM_BITS)
+            batch = database.write_batch(sync=True)
+            batch.put(META_SCHEMA, SCHEMA)
+            batch.put(META_CHAIN, genesis.chain_id)
+            batch.put(META_GENESIS, genesis.to_bytes())
+            batch.put(META_TIP, _number(0))
+            batch.put(BY_ID + genesis.chain_id, _number(0))
+            _put_state(batch, dict(genesis_state(genesis).entries()), 0)
+            batch.write()
+        return cls(path, database, genesis)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a store and check it: schema, chain id, tip, and that the live state has the tip's root.
+
+        LevelDB takes a log that was cut short for the end of an unfinished write, so a truncated store may open some
+        blocks below where it was: a valid, older chain, which goes on by syncing.
+
+        Raises:
+            MissingError: there is no store.
+            InUseError: another process has it open.
+            CorruptStore: it contradicts itself or its checksums.
+            StorageError: the disk is at fault.
+        """
+        if not path.is_dir() or not any(path.iterdir()):
+            raise MissingError(path, "there is no chain here", "Check the home, or create one with `bflnode init`")
+        with _leveldb(path, "opening the chain store"):
+            if not (path / "CURRENT").is_file():
+                raise CorruptStore(path, "the file CURRENT is missing", START_OVER)
+            database = plyvel.DB(str(path), create_if_missing=False, paranoid_checks=True, bloom_filter_bits=BLOOM_BITS)
+        try:
+            store = cls(path, database, _read_genesis(path, database))
+            store._check_tip()
+        except BaseException:
+            database.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Close the database; a second call does nothing."""
+        self._database.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def append(self, block: Block, commit: Commit, changes: Changes) -> None:
+        """Make a block the tip, durably on return: all of it or, after an error, nothing.
+
+        Args:
+            block: a valid successor of the tip.
+            commit: the precommits of a quorum for it.
+            changes: what the block changed in the state.
+
+        Raises:
+            StorageError: the disk is full or at fault. No further block is taken until the store is opened again,
+                since LevelDB may have written a part of this one.
+        """
+        assert block.height == self._tip.height + 1, f"block {block.height} after the tip {self._tip.height}"
+        assert block.header.parent == self._tip.block_id, f"block {block.height} has another parent than the tip"
+        assert (commit.height, commit.block_id) == (block.height, block.id), "the commit is for another block"
+        if self._has_failed:
+            raise StorageError(self.path, "an earlier block could not be written", "Restart the node to go on")
+        height = _number(block.height)
+        batch = self._database.write_batch(sync=True)
+        batch.put(HEADER + height, block.header.to_bytes())
+        batch.put(BLOCK + height, block.encoded)
+        batch.put(COMMIT + height, commit.to_bytes())
+        batch.put(BY_ID + block.id, height)
+        for index, transaction in enumerate(block.transactions):
+            batch.put(BY_TRANSACTION + transaction.id, height + _number(index))
+        _put_state(batch, changes, block.height)
+        batch.put(META_TIP, height)
+        try:
+            with _leveldb(self.path, f"writing block {block.height}"):
+                batch.write()
+        except StorageError:
+            self._has_failed = True
+            raise
+        self._tip = _tip_of(block.header)
+
+    def tip(self) -> Tip:
+        """The last block."""
+        return self._tip
+
+    def header(self, height: int) -> Header:
+        """The header at a height from 1 on.
+
+        Raises:
+            MissingError: the chain isn't that long.
+            CorruptStore: what is stored can't be read.
+        """
+        return self._record(HEADER, height, Header, MAX_BLOCK_BYTES)
+
+    def block(self, height: int) -> Block:
+        """The block at a height from 1 on.
+
+        Raises:
+            MissingError: the chain isn't that long.
+            CorruptStore: what is stored can't be read.
+        """
+        return self._record(BLOCK, height, Block, MAX_BLOCK_BYTES)
+
+    def block_by_id(self, block_id: BlockId) -> Block | None:
+        """The block with an id, or None: unknown, or the genesis."""
+        height = self._get(BY_ID + block_id)
+        return None if height is None or height == _number(0) else self.block(int.from_bytes(height))
+
+    def commit(self, height: int) -> Commit:
+        """The commit for the block at a height; for height 0 the empty one that block 1 carries.
+
+        Raises:
+            MissingError: the chain isn't that long.
+            CorruptStore: what is stored can't be read.
+        """
+        if height == 0:
+            return genesis_commit(self.genesis.chain_id)
+        return self._record(COMMIT, height, Commit, MAX_COMMIT_BYTES)
+
+    def transaction(self, transaction_id: TransactionId) -> StoredTransaction | None:
+        """A transaction and where it is, or None for one that is in no block."""
+        place = self._get(BY_TRANSACTION + transaction_id)
+        if place is None:
+            return None
+        height, index = int.from_bytes(place[:8]), int.from_bytes(place[8:])
+        transactions = self.block(height).transactions
+        if index >= len(transactions) or transactions[index].id != transaction_id:
+            raise self._corrupt(f"the index has transaction {transaction_id.hex()} at {height}/{index}, where it isn't")
+        return StoredTransaction(transactions[index], height, index)
+
+    def blocks(self, start: int, stop: int) -> Iterator[Block]:
+        """The blocks from `start` up to but without `stop`, as far as the chain goes."""
+        for height in range(max(1, start), min(stop, self._tip.height + 1)):
+            yield self.block(height)
+
+    def load_state(self) -> StateTree:
+        """The state after the tip, read into memory: a tree of the caller's own.
+
+        Raises:
+            CorruptStore: the database's checksums don't hold.
+        """
+        with (
+            _leveldb(self.path, "reading the state"),
+            self._database.iterator(prefix=STATE, verify_checksums=True) as entries,
+        ):
+            return StateTree((key[len(STATE) :], value) for key, value in entries)
+
+    def account_history(self, account: AccountId, *, limit: int = HISTORY_LIMIT) -> tuple[BalanceChange, ...]:
+        """The last changes of an account's free balance, oldest first, at most one a block; none if unknown."""
+        return tuple(self._changes_down_from(account, self._tip.height, limit))[::-1]
+
+    def balance_at(self, account: AccountId, height: int) -> Amount:
+        """An account's free balance after a height; 0 if there was no such account then."""
+        return next((change.balance for change in self._changes_down_from(account, height, 1)), 0)
+
+    def _changes_down_from(self, account: AccountId, height: int, limit: int) -> Iterator[BalanceChange]:
+        prefix = BALANCE + account
+        with (
+            _leveldb(self.path, "reading an account's history"),
+            self._database.iterator(
+                start=prefix, stop=prefix + _number(height), include_stop=True, reverse=True, verify_checksums=True
+            ) as entries,
+        ):
+            for _, (key, value) in zip(range(limit), entries, strict=False):
+                yield BalanceChange(int.from_bytes(key[len(prefix) :]), int.from_bytes(value))
+
+    def _get(self, key: bytes) -> bytes | None:
+        with _leveldb(self.path, "reading the chain store"):
+            value: bytes | None = self._database.get(key, verify_checksums=True)
+        return value
+
+    def _record(self, table: bytes, height: int, kind: type[RecordType], max_bytes: int) -> RecordType:
+        if not 1 <= height <= self._tip.height:
+            remedy = "Ask for a height from 1 up to the tip, or wait until the node has synced"
+            raise MissingError(self.path, f"there is no block {height}, the tip is {self._tip.height}", remedy)
+        data = self._get(table + _number(height))
+        name = kind.__name__.lower()
+        if data is None:
+            raise self._corrupt(f"the {name} of height {height} is missing below the tip {self._tip.height}")
+        try:
+            return kind.from_bytes(data, max_bytes=max_bytes)
+        except Rejection as rejection:
+            raise self._corrupt(f"the {name} of height {height} can't be read: {rejection}") from rejection
+
+    def _read_tip(self) -> Tip:
+        height = self._get(META_TIP)
+        if height is None:
+            raise self._corrupt("the tip is missing")
+        if height == _number(0):
+            genesis = self.genesis
+            return Tip(0, BlockId(genesis.chain_id), genesis.time_ms, genesis_state(genesis).root)
+        data = self._get(HEADER + height)
+        if data is None:
+            raise self._corrupt(f"the header of the tip {int.from_bytes(height)} is missing")
+        try:
+            return _tip_of(Header.from_bytes(data, max_bytes=MAX_BLOCK_BYTES))
+        except Rejection as rejection:
+            raise self._corrupt(f"the header of the tip {int.from_bytes(height)} can't be read") from rejection
+
+    def _check_tip(self) -> None:
+        tip = self._tip
+        if tip.height > 0:
+            header = self.header(tip.height)
+            stored = (header.chain_id, self._get(META_TIP), self._get(BY_ID + tip.block_id), self.block(tip.height).id)
+            if stored != (self.genesis.chain_id, _number(tip.height), _number(tip.height), tip.block_id):
+                raise self._corrupt(f"header, block and index of the tip {tip.height} don't belong together")
+            commit = self.commit(tip.height)
+            if (commit.height, commit.block_id) != (tip.height, tip.block_id):
+                raise self._corrupt(f"the commit of the tip {tip.height} is for another block")
+        root = self.load_state().root
+        if root != tip.state_root:
+            fault = (
+                f"the stored state has the root {root.hex()[:16]}, block {tip.height} says {tip.state_root.hex()[:16]}"
+            )
+            raise self._corrupt(fault)
+
+    def _corrupt(self, cause: str) -> CorruptStore:
+        return CorruptStore(self.path, cause, START_OVER)
+
+
+def _read_genesis(path: Path, database: "plyvel.DB") -> Genesis:
+    """Check that this is a chain store of our schema, and read its genesis."""
+    with _leveldb(path, "opening the chain store"):
+        schema, chain_id, data = (
+            database.get(key, verify_checksums=True) for key in (META_SCHEMA, META_CHAIN, META_GENESIS)
+        )
+    if schema is None or chain_id is None or data is None:
+        raise CorruptStore(path, "its creation was never finished", START_OVER)
+    if schema != SCHEMA:
+        cause = f"it has schema {schema.decode(errors='replace')}, this version reads {SCHEMA.decode()}"
+        raise StorageError(path, cause, "Run the version of bflnode that made it, or move it aside and sync again")
+    try:
+        genesis = Genesis.from_bytes(data, max_bytes=MAX_GENESIS_BYTES)
+    except Rejection as rejection:
+        raise CorruptStore(path, f"its genesis can't be read: {rejection}", START_OVER) from rejection
+    if genesis.chain_id != chain_id:
+        cause = f"it says chain {chain_id.hex()[:16]}, its genesis is of chain {genesis.chain_id.hex()[:16]}"
+        raise CorruptStore(path, cause, START_OVER)
+    return genesis
+
+
+def _put_state(batch: "plyvel.WriteBatch", changes: Changes, height: int) -> None:
+    """Add changes of the state to a batch, and with them the balances that changed."""
+    for key, value in changes.items():
+        if value is None:
+            batch.delete(STATE + key)
+        else:
+            batch.put(STATE + key, value)
+        if key.startswith(ACCOUNTS.prefix):
+            account = key[len(ACCOUNTS.prefix) :]
+            balance = 0 if value is None else Account.from_bytes(value, max_bytes=len(value)).balance
+            batch.put(BALANCE + account + _number(height), _number(balance))
+
+
+def _tip_of(header: Header) -> Tip:
+    return Tip(header.height, header.id, header.time_ms, header.state_root)
+
+
+def _number(value: int) -> bytes:
+    return value.to_bytes(8)
+
+
+@contextmanager
+def _leveldb(path: Path, doing: str) -> Iterator[None]:
+    """Translate LevelDB's errors, which tell their kind only by their text, and the system's."""
+    try:
+        yield
+    except plyvel.CorruptionError as error:
+        raise CorruptStore(path, f"{doing} failed: {_text(error)}", START_OVER) from error
+    except plyvel.Error as error:
+        raise _translated(path, doing, _text(error)) from error
+    except OSError as error:
+        raise from_os_error(path, doing, error) from error
+
+
+def _translated(path: Path, doing: str, text: str) -> StorageError:
+    if "LOCK: " in text and (os.strerror(errno.EAGAIN) in text or "already held" in text):
+        return InUseError(path, "the chain is in use by a running node", "Stop that node, or ask it through its RPC")
+    if os.strerror(errno.ENOENT) in text:
+        return CorruptStore(path, f"{doing} failed, a file is missing: {text}", START_OVER)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE):
+        if os.strerror(number) in text:
+            return from_os_error(path, doing, OSError(number, text))
+    return CorruptStore(path, f"{doing} failed: {text}", START_OVER)
+
+
+def _text(error: Exception) -> str:
+    message = error.args[0] if error.args else ""
+    return message.decode(errors="replace") if isinstance(message, bytes) else str(message)

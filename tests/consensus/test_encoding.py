@@ -20,6 +20,15 @@ def refusal(data: bytes, max_bytes: int = LIMIT) -> Reason:
     return refused.value.reason
 
 
+def is_accepted_as(data: bytes, value: Value | None) -> bool:
+    try:
+        decoded = decode(data, max_bytes=LIMIT)
+    except Rejection:
+        return False
+    assert (decoded, type(decoded)) == (value, type(value))
+    return True
+
+
 def nested(depth: int) -> Value:
     value: Value = 1
     for _ in range(depth):
@@ -169,15 +178,7 @@ def test_published_msgpack_vectors_have_one_canonical_encoding_or_none() -> None
             expected = [] if value is None else [encode(value)]
             candidates = [bytes.fromhex(text.replace("-", "")) for text in case["msgpack"]]
             encodings += len(candidates)
-            seen = []
-            for candidate in candidates:
-                try:
-                    decoded = decode(candidate, max_bytes=LIMIT)
-                except Rejection as rejection:
-                    assert rejection.reason is Reason.MALFORMED
-                else:
-                    assert (decoded, type(decoded)) == (value, type(value))
-                    seen.append(candidate)
+            seen = [candidate for candidate in candidates if is_accepted_as(candidate, value)]
             assert seen == expected, (name, case)
             accepted += len(seen)
     assert (encodings, accepted) == (233, 41)

@@ -1,4 +1,4 @@
-"""Account keys: signatures bind kind, chain and payload; Ed25519's edge cases are pinned; account text has a checksum."""
+"""Account keys: signatures bind kind, chain and payload; Ed25519's edge cases are pinned; texts have a checksum."""
 
 from typing import Any
 

@@ -243,8 +243,8 @@ def test_a_thousandth_of_noise_does_not_change_clear_labels(clients: int) -> Non
         assert cluster(symmetric(matrix + noise(seed, clients, 10)), 4) == cluster(matrix, 4)
 
 
-# First half of SHA-256 over the labels of planted and of structureless matrices. A change here is a change of a consensus rule: nodes
-# that run different versions would disagree about clusters and payouts.
+# First half of SHA-256 over the labels of planted and of structureless matrices. A change here is a change of a
+# consensus rule: nodes that run different versions would disagree about clusters and payouts.
 GOLDEN = {
     (6, 2, 3000): "877bb339b53a0ac22a08f2778a9fe622",
     (20, 5, 3000): "5b512c99522ae7d7725cb654dda18d09",

@@ -37,6 +37,9 @@ CORRELATION_SCALE = 10_000
 MIN_CATEGORY_SAMPLES = 16
 """A class with fewer samples isn't drawn while another has them: 16 give nearly the clusters of 64, fewer don't."""
 
+CONSTANT_SPREAD = 1e-5
+"""A prototype whose dimensions differ from their mean by no more than this part of the largest is constant."""
+
 MAX_SAMPLES = 4096
 """Samples in a file from a stranger; a probe set has some hundreds."""
 
@@ -138,7 +141,8 @@ def correlation_matrix(values: Prototypes) -> CorrelationMatrix:
 
     Sums run over the code's dimensions one after the other in float64 (no BLAS, no reduction), and the result is
     rounded half to even. The diagonal is 1 by definition. Deviation: where the paper divides by zero (a
-    constant prototype, sigma = 0) r is 0, and so it is for a prototype that isn't finite.
+    constant prototype, sigma = 0) r is 0. So it is for a prototype that isn't finite, and for one that is constant
+    up to what float32 resolves: the rest would be noise, different on each machine.
 
     Args:
         values: (clients, code length).
@@ -147,13 +151,14 @@ def correlation_matrix(values: Prototypes) -> CorrelationMatrix:
         (clients, clients) int16 in [-10000, 10000].
     """
     clients, dimensions = values.shape
-    usable: NDArray[np.bool_] = np.isfinite(values).all(axis=1)
+    usable: NDArray[np.bool_] = np.logical_and.reduce(np.isfinite(values), axis=1)
     values = np.where(usable[:, np.newaxis], values, 0.0)
-    usable &= (values != values[:, :1]).any(axis=1)  # exact: the mean of equal numbers may differ from them
     sums = np.zeros(clients, dtype=np.float64)
     for dimension in range(dimensions):
         sums += values[:, dimension]
     centred = values - (sums / dimensions)[:, np.newaxis]
+    usable &= np.abs(centred).max(axis=1) > CONSTANT_SPREAD * np.abs(values).max(axis=1)
+    centred[~usable] = 0.0
     covariances = np.zeros((clients, clients), dtype=np.float64)
     for dimension in range(dimensions):
         column = centred[:, dimension]

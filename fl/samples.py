@@ -5,6 +5,7 @@ Where data comes from is in `datasets`, how it is spread over clients in `partit
 """
 
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,15 +196,16 @@ def read_npz(path: Path, keys: Iterable[str]) -> dict[str, NDArray[Any]]:
         DatasetError: no such file, not an .npz, or an array of Python objects.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DatasetError(f"{path} holds one bare array: save it with numpy.savez under named keys")
             return {key: archive[key] for key in keys if key in archive.files}
+    except DatasetError:
+        raise
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist: check the path") from error
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, DatasetError):
-            raise
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DatasetError(
             f"{path} can't be read as .npz ({error}): save plain number arrays with numpy.savez, no Python objects"
         ) from error

@@ -240,7 +240,7 @@ def _prefix(table: TensorTable) -> bytes:
 
 def _dtype_of(name: str, tensor: Tensor) -> DType:
     for dtype in DType:
-        if tensor.dtype == dtype.numpy.newbyteorder("="):
+        if tensor.dtype.newbyteorder("<") == dtype.numpy:
             return dtype
     raise ValueError(f"tensor {name} is {tensor.dtype}, weights are float32 or int64")
 

@@ -1,0 +1,163 @@
+import os
+import subprocess
+import sys
+from fractions import Fraction
+
+import bflnode.fl.aggregation as aggregation
+import numpy as np
+import pytest
+from bflnode.fl.aggregation import MAX_WEIGHT, aggregate
+from bflnode.fl.architectures import architecture
+from bflnode.fl.weights import InvalidWeights, Tensor, parse, serialize, table_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+def mean_of(columns: list[list[float]], weights: list[int]) -> np.ndarray:
+    """Aggregate models that have one float tensor each."""
+    models = [{"x": np.array(column, dtype=np.float32)} for column in columns]
+    table = table_of(models[0])
+    return parse(aggregate([serialize(model) for model in models], weights, table), table)["x"]
+
+
+def test_mean_of_a_hand_worked_case() -> None:
+    np.testing.assert_array_equal(
+        mean_of([[1.0, -2.0, 0.5], [2.0, 4.0, 0.5], [6.0, 1.0, 0.5]], [1, 1, 1]), np.array([3, 1, 0.5], np.float32)
+    )
+    np.testing.assert_array_equal(mean_of([[1.0], [2.0]], [3, 1]), np.array([1.25], np.float32))
+
+
+@given(st.lists(st.tuples(finite, st.integers(1, 2**20)), min_size=1, max_size=6))
+def test_each_step_is_the_documented_formula(pairs: list[tuple[float, int]]) -> None:
+    total = 0.0
+    for value, weight in pairs:
+        total = total + value * float(weight)
+    expected = np.float32(total / float(sum(weight for _, weight in pairs)))
+    (ours,) = mean_of([[value] for value, _ in pairs], [weight for _, weight in pairs])
+    assert ours.tobytes() == expected.tobytes()
+
+
+@given(st.lists(st.tuples(st.integers(-(2**20), 2**20), st.integers(1, 2**20)), min_size=1, max_size=6))
+def test_mean_of_exact_values_is_the_nearest_float_to_the_true_mean(pairs: list[tuple[int, int]]) -> None:
+    true_mean = Fraction(sum(value * weight for value, weight in pairs), sum(weight for _, weight in pairs))
+    (ours,) = mean_of([[value] for value, _ in pairs], [weight for _, weight in pairs])
+    assert ours == np.float32(float(true_mean))
+
+
+@given(st.lists(finite, min_size=1, max_size=5), st.lists(st.integers(1, 2**10), min_size=1, max_size=6))
+def test_mean_of_identical_models_is_the_model(values: list[float], weights: list[int]) -> None:
+    model = serialize({"x": np.array(values, np.float32), "n": np.array(7)})
+    table = table_of({"x": np.array(values, np.float32), "n": np.array(7)})
+    mean = parse(aggregate([model] * len(weights), weights, table), table)
+    np.testing.assert_array_equal(mean["x"], np.array(values, np.float32))
+    assert mean["n"] == 7
+
+
+def test_mean_of_the_largest_floats_stays_finite() -> None:
+    largest = float(np.finfo(np.float32).max)
+    assert mean_of([[largest]] * 7, [3, 1, 1, 1, 1, 1, 1]) == np.float32(largest)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 400), st.integers(0, 2**32))
+def test_chunk_size_does_not_change_a_bit(chunk: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    models = [{"x": generator.standard_normal(333).astype(np.float32)} for _ in range(5)]
+    table, files = table_of(models[0]), [serialize(model) for model in models]
+    weights = generator.integers(1, 1000, 5).tolist()
+    whole = aggregate(files, weights, table)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aggregation, "CHUNK_ELEMENTS", chunk)
+        assert aggregate(files, weights, table) == whole
+
+
+def test_permuted_models_have_the_same_mean_up_to_the_last_bits() -> None:
+    generator = np.random.default_rng(0)
+    described = architecture("mlp/1x8x8/10")
+    models = [described.initial_weights(seed) for seed in range(6)]
+    mean = parse(aggregate(models, [1] * 6, described.table), described.table)
+    order = generator.permutation(6)
+    permuted = parse(aggregate([models[index] for index in order], [1] * 6, described.table), described.table)
+    for name, tensor in mean.items():
+        np.testing.assert_allclose(permuted[name], tensor, rtol=1e-6, atol=1e-12)
+
+
+def test_order_of_models_matters_where_float64_rounds() -> None:
+    """So the caller must fix it; with three magnitudes one order loses what the other keeps."""
+    big, small = 2.0**120, 1.0
+    assert mean_of([[big], [-big], [small]], [1, 1, 1]) == np.float32(1 / 3)
+    assert mean_of([[big], [small], [-big]], [1, 1, 1]) == 0.0
+
+
+def test_counters_get_the_floor_of_the_exact_mean() -> None:
+    models: list[dict[str, Tensor]] = [
+        {"n": np.array([2**63 - 1, -1, 5])},
+        {"n": np.array([2**63 - 1, -2, 6])},
+    ]
+    table = table_of(models[0])
+    mean = parse(aggregate([serialize(model) for model in models], [1, 1], table), table)["n"]
+    assert mean.tolist() == [2**63 - 1, -2, 5]
+    weighted = parse(aggregate([serialize(model) for model in models], [2**40, 1], table), table)["n"]
+    assert weighted.tolist() == [2**63 - 1, -2, 5]
+
+
+def test_batchnorm_buffers_are_averaged_too() -> None:
+    described = architecture("resnet18/1x8x8/2")
+    models = []
+    for value in (1.0, 4.0):
+        tensors = {
+            name: np.array(tensor) for name, tensor in parse(described.initial_weights(0), described.table).items()
+        }
+        tensors["representation.bn1.running_mean"][:] = value
+        tensors["representation.bn1.num_batches_tracked"][...] = int(value)
+        models.append(serialize(tensors))
+    mean = parse(aggregate(models, [1, 1], described.table), described.table)
+    assert set(mean["representation.bn1.running_mean"].tolist()) == {2.5}
+    assert mean["representation.bn1.num_batches_tracked"] == 2
+
+
+@pytest.mark.parametrize(
+    ("count", "weights"),
+    [(0, []), (2, [1]), (1, [0]), (1, [-1]), (1, [MAX_WEIGHT + 1]), (aggregation.MAX_MODELS + 1, None)],
+)
+def test_unfit_weights_are_refused(count: int, weights: list[int] | None) -> None:
+    described = architecture("mlp/1x8x8/10")
+    models = [described.initial_weights(0)] * count
+    with pytest.raises(ValueError, match=r"give 1 to|each must be"):
+        aggregate(models, [1] * count if weights is None else weights, described.table)
+
+
+def test_hostile_model_is_refused() -> None:
+    described = architecture("mlp/1x8x8/10")
+    with pytest.raises(InvalidWeights):
+        aggregate([described.initial_weights(0), b"x" * described.size_bytes], [1, 1], described.table)
+
+
+def test_mean_does_not_depend_on_the_instruction_set() -> None:
+    """A process whose numpy may use no SIMD beyond its baseline gives the same bytes."""
+    code = (
+        "from hashlib import sha256; from bflnode.fl.aggregation import aggregate; "
+        "from bflnode.fl.architectures import architecture; a = architecture('cnn/1x28x28/10'); "
+        "print(sha256(aggregate([a.initial_weights(s) for s in range(5)], [3, 1, 4, 1, 5], a.table)).hexdigest())"
+    )
+    features = _dispatched_features()
+    if not features:
+        pytest.skip("numpy uses nothing beyond its baseline on this machine")
+    results = {
+        subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            check=True,
+            capture_output=True,
+            timeout=120,
+            env={**os.environ, "NPY_DISABLE_CPU_FEATURES": disabled},
+        ).stdout
+        for disabled in ("", " ".join(features))
+    }
+    assert len(results) == 1
+
+
+def _dispatched_features() -> list[str]:
+    found = np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
+    return [feature for feature in found if feature]

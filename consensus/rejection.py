@@ -40,6 +40,9 @@ class Reason(StrEnum):
     COMMITMENT_MISMATCH = "commitment-mismatch"
     WRONG_SIZE = "wrong-size"
     WRONG_OUTPUTS = "wrong-outputs"
+    WRONG_AGGREGATE = "wrong-aggregate"
+    UNKNOWN_BLOB = "unknown-blob"
+    NOT_GREETED = "not-greeted"
     UNSUPPORTED = "unsupported"
     LIMIT = "limit"
 
@@ -57,6 +60,10 @@ class Rejection(Exception):
         self.values = values
         details = ", ".join(f"{name}={_shown(value)}" for name, value in values.items())
         super().__init__(f"{reason.value}: {details}" if details else reason.value)
+
+
+class Premature(Rejection):
+    """A rule isn't met yet but may be after the next blocks: kept and tried again, and nobody's fault."""
 
 
 def _shown(value: object) -> str:

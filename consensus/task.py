@@ -42,6 +42,12 @@ LINE_LENGTH = 3
 MISSES_BEFORE_LEAVING = 3
 """Learning rounds in a row without a COMMIT after which a client leaves the task."""
 
+MAX_PHASE_MS = 30 * 86_400_000
+"""Longest phase: a month is far beyond any training, and sums with it stay far from the largest integer."""
+
+PhaseMilliseconds = Annotated[int, Between(1, MAX_PHASE_MS)]
+"""Length of a phase: at least 1, so that the clock can't pass through all of them at once."""
+
 
 class ProbeMode(IntEnum):
     """Where the samples come from that PAA's prototypes are computed on."""
@@ -86,14 +92,14 @@ class Deadlines(Record):
     `max(grace_floor_ms, elapsed * grace_permille / 1000)` after that moment, at its deadline at the latest.
     """
 
-    registration_ms: Milliseconds
-    commit_ms: Milliseconds
-    reveal_ms: Milliseconds
-    available_ms: Milliseconds
-    aggregate_ms: Milliseconds
-    attest_ms: Milliseconds
+    registration_ms: PhaseMilliseconds
+    commit_ms: PhaseMilliseconds
+    reveal_ms: PhaseMilliseconds
+    available_ms: PhaseMilliseconds
+    aggregate_ms: PhaseMilliseconds
+    attest_ms: PhaseMilliseconds
     grace_permille: Annotated[int, Between(0, 100_000)]
-    grace_floor_ms: Milliseconds
+    grace_floor_ms: Annotated[int, Between(0, MAX_PHASE_MS)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +109,10 @@ class TaskSpecification(Record):
     `architecture` names a built-in model with its exact tensor table, `model_bytes` is the size of its file.
     `probe_set` and `validation_set` are zero where there is none. Training settings are advice to honest clients:
     nothing on chain can check them.
+
+    `clients_min` clients must be registered for a learning round to open and included for it to be paid: it is what
+    the requester insists on, so a network that is to survive dropouts sets it well below the clients it expects.
+    `clusters` is what clustering looks for; it finds fewer where there are fewer clients or models don't differ.
     """
 
     name: Annotated[str, AtMost(64)]
@@ -131,22 +141,46 @@ class TaskSpecification(Record):
 
 @dataclass(frozen=True, slots=True)
 class Task(Record):
-    """A task in state. `escrow` holds what is still to be paid out."""
+    """A task in state.
+
+    `number` is its place in the genesis: of tasks that could start, the lowest does. `escrow` holds what is still to be
+    paid out. While it waits for participants `clock_ms` is its clock (as in `LearningRound`) and `opened_ms` is on it.
+    `clients` counts the participants that take part in the next learning round. `round` and `attempt` name the
+    learning round that runs or comes next, from (1, 0).
+    """
 
     id: Hash
+    number: Unsigned
     specification: TaskSpecification
     requester: AccountId
     status: TaskStatus
     escrow: Amount
+    header_ms: Milliseconds
+    clock_ms: Milliseconds
     opened_ms: Milliseconds
-    extended: bool
-    round: Unsigned
-    """Number of the current learning round, from 1; 0 before the first."""
+    is_extended: bool
+    clients: Annotated[int, Between(0, MAX_CLIENTS)]
+    round: Annotated[int, Between(1, 1_000_000)]
+    attempt: Annotated[int, Between(0, MAX_ATTEMPTS)]
+
+    @property
+    def slot(self) -> Slot:
+        """The learning round that runs or comes next."""
+        return Slot(self.id, self.round, self.attempt)
+
+    @property
+    def registration_deadline_ms(self) -> int:
+        """When waiting for participants ends, on the task's clock."""
+        return self.opened_ms + self.specification.deadlines.registration_ms * (2 if self.is_extended else 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Participant(Record):
-    """A registered client of a task. `base` is what it trains from next; `misses` counts rounds without a COMMIT."""
+    """A client that is or was registered for a task; kept when it leaves, so that its reputation can't be washed off.
+
+    `base` is what it trains from next; `misses` counts learning rounds in a row without a COMMIT. With `is_leaving` it
+    takes part in no further learning round until it registers again.
+    """
 
     account: AccountId
     samples: Unsigned
@@ -171,10 +205,11 @@ class Exclusion(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Revealed(Record):
-    """A model that opens a client's commitment."""
+    """A model that opens a client's commitment; the salt feeds the probe seed and the beacon."""
 
     model: BlobId
     size: Unsigned
+    salt: Hash
     transaction: TransactionId
 
 
@@ -197,6 +232,11 @@ class RoundClient(Record):
     committed: Committed | None
     revealed: Revealed | None
     exclusion: Exclusion
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it has done its part so far."""
+        return self.exclusion is Exclusion.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +299,7 @@ class LearningRound(Record):
     clients: Annotated[tuple[RoundClient, ...], AtMost(MAX_CLIENTS)]
     committee: Annotated[tuple[Validator, ...], AtMost(MAX_VALIDATORS)]
     line: Annotated[tuple[LineMember, ...], AtMost(LINE_LENGTH)]
-    acting: Annotated[int, Between(0, LINE_LENGTH)]
+    acting: Annotated[int, Between(0, LINE_LENGTH - 1)]
     availability: Annotated[tuple[Availability, ...], AtMost(MAX_VALIDATORS)]
     included: Annotated[tuple[Annotated[int, Between(0, MAX_CLIENTS - 1)], ...], AtMost(MAX_CLIENTS)]
     probe_seed: Hash
@@ -267,6 +307,15 @@ class LearningRound(Record):
     attestations: Annotated[tuple[Attestation, ...], AtMost(MAX_VALIDATORS)]
     opened_height: Unsigned
     opened_header_ms: Milliseconds
+
+    @property
+    def aggregator(self) -> AccountId:
+        """The aggregator that may act."""
+        return self.line[self.acting].account
+
+    def position_of(self, account: AccountId) -> int | None:
+        """Position of a client in the snapshot."""
+        return next((index for index, client in enumerate(self.clients) if client.account == account), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,142 @@
+"""The layout of the state: which keys there are and which records they hold.
+
+What belongs here: tables, cells and the small records that only state holds. What doesn't: rules that change them.
+
+    account/<account>               balance and nonce
+    cell/validators                 who votes on the next block
+    cell/previous-validators        who voted on the last one
+    cell/queue                      CACC's packing queue
+    cell/beacon                     the last beacon
+    cell/admission-pool             what is left for new accounts
+    cell/supply                     all micro-tokens there are
+    task/<task>                     tasks
+    participant/<task><account>     registered clients
+    round/<task>                    the learning round that runs (at most one in all)
+    settled/<task><number>          settled learning rounds, for ever
+    model/<task><blob>              models seen, to tell copies
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from .block import Validator
+from .quorum import ValidatorSet
+from .records import Record
+from .state import Cell, StateReader, Table
+from .task import LearningRound, Participant, SettledRound, Task
+from .types import MAX_VALIDATORS, AccountId, Amount, AtMost, BlobId, Hash, Unsigned
+
+
+@dataclass(frozen=True, slots=True)
+class Account(Record):
+    """An account's free balance, and the nonce its next transaction must have."""
+
+    balance: Amount
+    nonce: Unsigned
+
+
+@dataclass(frozen=True, slots=True)
+class Validators(Record):
+    """Validators in ascending order of key."""
+
+    validators: Annotated[tuple[Validator, ...], AtMost(MAX_VALIDATORS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Queue(Record):
+    """The packing queue, head first: bonded validators that were a cluster's centroid."""
+
+    accounts: Annotated[tuple[AccountId, ...], AtMost(MAX_VALIDATORS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Beacon(Record):
+    """Randomness that the last settled learning round left."""
+
+    value: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens(Record):
+    """An amount of micro-tokens."""
+
+    amount: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class SeenModel(Record):
+    """Where a model was seen last in a task.
+
+    `owner` is the client that revealed it, which may submit it again in a later attempt of the same learning round;
+    None for a base or output model, which nobody may submit.
+    """
+
+    owner: AccountId | None
+    number: Unsigned
+
+
+ACCOUNTS = Table(b"account/", Account)
+VALIDATORS = Cell(b"cell/validators", Validators)
+PREVIOUS_VALIDATORS = Cell(b"cell/previous-validators", Validators)
+QUEUE = Cell(b"cell/queue", Queue)
+BEACON = Cell(b"cell/beacon", Beacon)
+ADMISSION_POOL = Cell(b"cell/admission-pool", Tokens)
+SUPPLY = Cell(b"cell/supply", Tokens)
+TASKS = Table(b"task/", Task)
+PARTICIPANTS = Table(b"participant/", Participant)
+ROUNDS = Table(b"round/", LearningRound)
+SETTLED = Table(b"settled/", SettledRound)
+MODELS = Table(b"model/", SeenModel)
+
+
+def participant_key(task: Hash, account: AccountId) -> bytes:
+    """Key of a task's participant in PARTICIPANTS; participants of a task are under the task's id, in order of key."""
+    return task + account
+
+
+def settled_key(task: Hash, number: int) -> bytes:
+    """Key of a settled learning round in SETTLED; those of a task are under the task's id, in order of number."""
+    return task + number.to_bytes(8, "big")
+
+
+def model_key(task: Hash, model: BlobId) -> bytes:
+    """Key of a model in MODELS."""
+    return task + model
+
+
+def current_validators(reader: StateReader) -> ValidatorSet:
+    """The validators that vote on the next block."""
+    record = VALIDATORS.get(reader)
+    assert record is not None, "every state has validators"
+    return ValidatorSet(record.validators)
+
+
+def previous_validators(reader: StateReader) -> ValidatorSet:
+    """The validators that voted on the last block: whose commit the next one carries."""
+    record = PREVIOUS_VALIDATORS.get(reader)
+    assert record is not None, "every state has the last block's validators"
+    return ValidatorSet(record.validators)
+
+
+def current_queue(reader: StateReader) -> tuple[AccountId, ...]:
+    """The packing queue, head first."""
+    record = QUEUE.get(reader)
+    assert record is not None, "every state has a queue"
+    return record.accounts
+
+
+def current_beacon(reader: StateReader) -> Hash:
+    """The beacon in force."""
+    record = BEACON.get(reader)
+    assert record is not None, "every state has a beacon"
+    return record.value
+
+
+def current_round(reader: StateReader) -> LearningRound | None:
+    """The learning round that runs; only one task runs at a time."""
+    return next((record for _, record in ROUNDS.scan(reader)), None)
+
+
+def all_tasks(reader: StateReader) -> tuple[Task, ...]:
+    """All tasks in the order of their numbers."""
+    return tuple(sorted((task for _, task in TASKS.scan(reader)), key=lambda task: task.number))

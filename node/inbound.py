@@ -40,8 +40,8 @@ REFUSAL_COST = 1.0
 BYTES_COST = 16 * 1024
 """A refused message costs 1, and 1 more for each 16 KiB: large garbage is more work."""
 
-VIOLATION_COST = 25.0
-"""Malformed frames and negotiations: an honest node never sends them."""
+VIOLATION_COST = 30.0
+"""Malformed frames and negotiations: an honest node never sends them. Four in a row ban."""
 
 
 class MessageHandlers(Protocol):

@@ -23,13 +23,14 @@ the traps we knew, the others were found later. When the library is upgraded, th
     [25] SO_REUSEPORT: a second node on the same port starts without error
          and steals half of the connections                                 -> `check_port_is_free`
     [26] negotiation reads a line of any length                             -> `_ShortLineCommunicator`
+    [29] with fewer connections than half the maximum, and none required,
+         it dials any address a peer has told it, on every disconnect       -> `_NoAutoConnector`
 """
 
 import logging
 import socket
 import struct
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
@@ -41,6 +42,7 @@ from libp2p.exceptions import BaseLibp2pError, ParseError
 from libp2p.host.basic_host import BasicHost
 from libp2p.host.exceptions import StreamFailure
 from libp2p.io.exceptions import IOException
+from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
@@ -98,6 +100,9 @@ MAX_MISSED_PINGS = 2
 WINDOW_SLACK = 128 * 1024
 """Bytes a peer may exceed its window by: updates and data cross on the wire."""
 
+MAX_UNREAD_BYTES = 64 * 1024 * 1024
+"""Bytes of one connection that nobody has read; a window grows to 16 MiB, and honest nodes keep two of them busy."""
+
 MAX_INBOUND_STREAMS = 128
 """Open inbound streams of one connection. An honest node needs pushes + 4 per request protocol + gossip, below 64."""
 
@@ -121,10 +126,13 @@ def shielded(timeout_s: float) -> trio.CancelScope:
 
 
 def silence_library() -> None:
-    """Let only warnings of libp2p through, and none of those that every disconnect of a peer produces."""
-    logging.getLogger("libp2p").setLevel(logging.WARNING)
-    for name in ("stream_muxer.yamux", "network.swarm", "transport.tcp", "pubsub", "security", "host"):
+    """Let warnings of libp2p through to the root logger, but none of those that every lost peer produces."""
+    library = logging.getLogger("libp2p")
+    library.setLevel(logging.WARNING)
+    library.propagate = True
+    for name in ("host", "network", "protocol_muxer", "pubsub", "security", "stream_muxer", "transport"):
         logging.getLogger(f"libp2p.{name}").setLevel(logging.CRITICAL)
+    logging.getLogger("libp2p.network.auto_connector").setLevel(logging.CRITICAL)
 
 
 class ServiceManager(InternalManagerAPI):
@@ -250,10 +258,11 @@ class _BoundedBuffer(bytearray):
     def extend(self, data: Any) -> None:
         stream = self._connection.streams.get(self._stream_id)
         window = stream.target_recv_window if stream is not None else READ_SIZE
-        if len(self) + len(data) > window + WINDOW_SLACK:
+        unread = sum(map(len, self._connection.stream_buffers.values()))
+        if len(self) + len(data) > window + WINDOW_SLACK or unread > MAX_UNREAD_BYTES:
             self._connection.exceeded_window = True
             self._connection.abandon()
-            raise WindowExceeded(f"{len(self) + len(data)} bytes unread on a stream with a window of {window}")
+            raise WindowExceeded(f"{len(self)} bytes unread on a stream, {unread} on its connection")
         super().extend(data)
 
 
@@ -325,8 +334,19 @@ class _Upgrader(TransportUpgrader):
         return RepairedYamux(conn, peer_id, is_initiator=conn.is_initiator)
 
 
+class _NoAutoConnector(AutoConnector):
+    """Dials nobody: whom to dial is decided by the node, not by addresses that peers put into the peerstore [29]."""
+
+    async def maybe_connect(self) -> None:
+        return
+
+
 class RepairedSwarm(Swarm):
     """Connections: dials at once [4, 5], gives inbound slots back [18], closes fast [15]."""
+
+    def _init_connection_management(self) -> None:
+        super()._init_connection_management()
+        self.auto_connector = _NoAutoConnector(self)
 
     async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: Multiaddr) -> IMuxedConn:
         """Accept a connection, and hold the caller's slot exactly as long as the connection lives."""
@@ -537,20 +557,6 @@ def check_port_is_free(host: str, port: int) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))
-
-
-@contextmanager
-def unwrapped_errors() -> Iterator[None]:
-    """Raise the one exception inside nested exception groups, so that callers can catch it by its type."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        if isinstance(error, BaseExceptionGroup):
-            raise
-        raise error from None
 
 
 def build_host(identity_seed: bytes, max_connections: int, complain: Complaint) -> GuardedHost:

@@ -7,8 +7,8 @@ Framing and sessions are in `streams`, serving in `inbound`, the library's fault
 
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -32,7 +32,6 @@ from .libp2p_repairs import (
     build_host,
     check_port_is_free,
     shielded,
-    unwrapped_errors,
 )
 from .scores import BAN_S, Scores
 from .streams import (
@@ -273,9 +272,7 @@ class Network:
                     await self._gossip.mesh_grew.wait()
         except trio.TooSlowError as error:
             found = len(self._gossip.mesh.get(topic, ()))
-            raise TransportError(
-                f"{found} peers in the mesh of {topic!r} after {timeout_s:g} s, not {peers}"
-            ) from error
+            raise TransportError(f"mesh of {topic!r} has {found} peers after {timeout_s:g} s, not {peers}") from error
 
     def push(self, peer: PeerId, protocol: str, data: bytes) -> bool:
         """Queue a one-way message; never blocks. False when the peer isn't connected or its queue is full.
@@ -489,13 +486,27 @@ async def open_network(config: NetworkConfig, handlers: NetworkHandlers) -> Asyn
     """
     if len(config.identity_seed) != 32:
         raise ValueError(f"identity seed has {len(config.identity_seed)} bytes, not 32")
-    with unwrapped_errors():
+    with _unwrapped_errors():
         async with trio.open_nursery() as nursery:
             network = Network(config, handlers, nursery)
             async with AsyncExitStack() as stack:
                 await network._start(stack)
                 yield network
             nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def _unwrapped_errors() -> Iterator[None]:
+    """Raise the one exception inside nested exception groups, so that callers can catch it by its type."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, BaseExceptionGroup):
+            raise
+        raise error from None
 
 
 def parse_address(multiaddr: str) -> tuple[Multiaddr, PeerId]:
@@ -523,6 +534,6 @@ def _in_turn(addresses: dict[str, None]) -> Iterable[str]:
 
 
 def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
+    while error.__cause__ is not None or isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error
     return str(error) or type(error).__name__

@@ -274,7 +274,7 @@ class PeerSession:
         try:
             await stream.send(data)
             self._traffic.sent(protocol, len(data))
-            answer = await stream.receive(max_answer_bytes + 1)
+            answer = await stream.receive(max(max_answer_bytes, MAX_REASON_BYTES) + 1)
         finally:
             if answer is None:
                 await stream.abort()
@@ -286,6 +286,8 @@ class PeerSession:
             raise Rejection(Reason.MALFORMED, answer=answer[:16], protocol=protocol)
         body = answer[1:]
         if answer[0] == Status.OK:
+            if len(body) > max_answer_bytes:
+                raise Rejection(Reason.TOO_LARGE, size=len(body), limit=max_answer_bytes)
             return body
         text = body[:MAX_REASON_BYTES].decode("utf-8", "replace")
         if answer[0] == Status.REFUSED:

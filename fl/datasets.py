@@ -24,6 +24,7 @@ from .samples import (
     Labels,
     Shard,
     load_shard,
+    naming,
     numbered_classes,
     read_npz,
     save_shard,
@@ -141,12 +142,17 @@ def load_idx(folder: Path, class_names: tuple[str, ...]) -> Shard:
     Raises:
         DatasetError: a file is missing or broken.
     """
-    parts = []
-    for prefix in ("train", "t10k"):
-        images = _read_idx(folder, f"{prefix}-images-idx3-ubyte", dimensions=3)
-        labels = _read_idx(folder, f"{prefix}-labels-idx1-ubyte", dimensions=1)
-        parts.append(_labelled(folder, images[:, np.newaxis], labels.astype(np.int64), class_names))
-    return Shard(*parts)
+    arrays = [
+        (
+            _read_idx(folder, f"{prefix}-images-idx3-ubyte", dimensions=3),
+            _read_idx(folder, f"{prefix}-labels-idx1-ubyte", dimensions=1),
+        )
+        for prefix in ("train", "t10k")
+    ]
+    with naming(folder):
+        return Shard(
+            *(LabelledData(images[:, np.newaxis], labels.astype(np.int64), class_names) for images, labels in arrays)
+        )
 
 
 def load_npz(path: Path, options: LoadOptions = DEFAULT_OPTIONS) -> Shard:
@@ -165,20 +171,18 @@ def load_npz(path: Path, options: LoadOptions = DEFAULT_OPTIONS) -> Shard:
         raise DatasetError(
             f"{path} has no {', '.join(missing)}: save arrays named x_train, y_train, x_test and y_test, or x and y"
         )
-    labels = [_as_labels(path, key, arrays[key]) for _, key in pairs]
-    class_names = options.class_names or tuple(str(name) for name in arrays.get("class_names", np.array([])).ravel())
-    if not class_names:
-        class_names = numbered_classes(1 + max((int(values.max()) for values in labels if len(values)), default=0))
-    parts = [
-        _labelled(path, _as_inputs(path, key, arrays[key]), values, class_names)
-        for (key, _), values in zip(pairs, labels, strict=True)
-    ]
-    if len(parts) == 1:
-        return _split(parts[0], options.seed, options.test_share)
-    try:
-        return Shard(*parts)
-    except DatasetError as error:
-        raise DatasetError(f"{path}: {error}") from error
+    with naming(path):
+        labels = [_as_labels(key, arrays[key]) for _, key in pairs]
+        class_names = options.class_names or tuple(
+            str(name) for name in arrays.get("class_names", np.array([])).ravel()
+        )
+        if not class_names:
+            class_names = numbered_classes(1 + max((int(values.max()) for values in labels if len(values)), default=0))
+        parts = [
+            LabelledData(_as_inputs(key, arrays[key]), values, class_names)
+            for (key, _), values in zip(pairs, labels, strict=True)
+        ]
+        return Shard(*parts) if len(parts) == 2 else _split(parts[0], options.seed, options.test_share)
 
 
 def load_cifar(dataset: "type[CIFAR10]", folder: Path, *, download: bool = False) -> Shard:
@@ -199,7 +203,7 @@ def load_cifar(dataset: "type[CIFAR10]", folder: Path, *, download: bool = False
         except (OSError, RuntimeError) as error:
             raise _no_published_files(dataset.__name__, folder, error) from error
         inputs = np.ascontiguousarray(data.data.transpose(0, 3, 1, 2))
-        parts.append(_labelled(folder, inputs, np.array(data.targets, dtype=np.int64), tuple(data.classes)))
+        parts.append(LabelledData(inputs, np.array(data.targets, dtype=np.int64), tuple(data.classes)))
     return Shard(*parts)
 
 
@@ -211,7 +215,7 @@ def load_svhn(dataset: "type[SVHN]", folder: Path, *, download: bool = False) ->
             data = dataset(root=folder, split=split, download=download)
         except (OSError, RuntimeError) as error:
             raise _no_published_files(dataset.__name__, folder, error) from error
-        parts.append(_labelled(folder, data.data, data.labels.astype(np.int64), numbered_classes(10)))
+        parts.append(LabelledData(data.data, data.labels.astype(np.int64), numbered_classes(10)))
     return Shard(*parts)
 
 
@@ -235,9 +239,10 @@ def _load_svhn(path: Path, options: LoadOptions) -> Shard:
 
 def _load_images(path: Path, options: LoadOptions) -> Shard:
     images = load_image_folder(path, input_shape=options.input_shape, class_names=options.class_names)
-    if images.test is not None:
-        return Shard(images.train, images.test)
-    return _split(images.train, options.seed, options.test_share)
+    with naming(path):
+        if images.test is not None:
+            return Shard(images.train, images.test)
+        return _split(images.train, options.seed, options.test_share)
 
 
 _LOADERS: Mapping[str, Callable[[Path, LoadOptions], Shard]] = {
@@ -260,13 +265,6 @@ KINDS = tuple(_LOADERS)
 def _split(data: LabelledData, seed: int, test_share: float) -> Shard:
     train, test = split_by_class(data.labels, test_share, np.random.default_rng(seed))
     return Shard(data.take(train), data.take(test))
-
-
-def _labelled(path: Path, inputs: Inputs, labels: Labels, class_names: tuple[str, ...]) -> LabelledData:
-    try:
-        return LabelledData(inputs, labels, class_names)
-    except DatasetError as error:
-        raise DatasetError(f"{path}: {error}") from error
 
 
 def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
@@ -294,24 +292,24 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape)
 
 
-def _as_inputs(path: Path, key: str, array: NDArray[Any]) -> Inputs:
+def _as_inputs(key: str, array: NDArray[Any]) -> Inputs:
     if array.ndim == 3:
         array = array[:, np.newaxis]
     if array.ndim != 4:
-        raise DatasetError(f"{path}: {key} has the shape {array.shape}: save (samples, channels, height, width)")
+        raise DatasetError(f"{key} has the shape {array.shape}: save (samples, channels, height, width)")
     if array.shape[3] in (1, 3, 4) and array.shape[1] > 4:
         array = array.transpose(0, 3, 1, 2)
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array, dtype=np.uint8)
     if array.dtype.kind != "f":
-        raise DatasetError(f"{path}: {key} is {array.dtype}: save uint8 from 0 to 255, or floats")
+        raise DatasetError(f"{key} is {array.dtype}: save uint8 from 0 to 255, or floats")
     with np.errstate(over="ignore"):  # what overflows float32 is refused as infinite, with a message
         return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _as_labels(path: Path, key: str, array: NDArray[Any]) -> Labels:
+def _as_labels(key: str, array: NDArray[Any]) -> Labels:
     if array.dtype.kind not in "iu" or array.size != len(np.atleast_1d(array)):
-        raise DatasetError(f"{path}: {key} is {array.dtype} of shape {array.shape}: save one integer a sample, from 0")
+        raise DatasetError(f"{key} is {array.dtype} of shape {array.shape}: save one integer a sample, from 0")
     return array.reshape(-1).astype(np.int64)
 
 

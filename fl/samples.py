@@ -6,7 +6,8 @@ Where data comes from is in `datasets`, how it is spread over clients in `partit
 
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ class Shard:
     def __post_init__(self) -> None:
         if not len(self.train) or not len(self.test):
             raise DatasetError(
-                f"{len(self.train)} training and {len(self.test)} test samples: there must be at least one of each"
+                f"{len(self.train)} training and {len(self.test)} test samples: add some, each needs at least one"
             )
         if self.train.input_shape != self.test.input_shape or self.train.class_names != self.test.class_names:
             raise DatasetError(
@@ -180,11 +181,18 @@ def load_shard(path: Path) -> Shard:
     if missing:
         raise DatasetError(f"{path} is no shard: it has no {', '.join(missing)}; write it anew or give another file")
     class_names = tuple(str(name) for name in arrays["class_names"].ravel())
-    try:
+    with naming(path):
         return Shard(
             LabelledData(arrays["x_train"], arrays["y_train"], class_names),
             LabelledData(arrays["x_test"], arrays["y_test"], class_names),
         )
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Put the path before the message of a refusal of what was read from it."""
+    try:
+        yield
     except DatasetError as error:
         raise DatasetError(f"{path}: {error}") from error
 

@@ -3,14 +3,15 @@ import subprocess
 import sys
 from fractions import Fraction
 
-import bflnode.fl.aggregation as aggregation
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bflnode.fl.aggregation as aggregation
 from bflnode.fl.aggregation import MAX_WEIGHT, aggregate
 from bflnode.fl.architectures import architecture
 from bflnode.fl.weights import InvalidWeights, Tensor, parse, serialize, table_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

@@ -3,10 +3,11 @@ from hashlib import sha256
 import numpy as np
 import pytest
 import torch
+from torchvision.models import resnet18
+
 from bflnode.fl import networks
 from bflnode.fl.architectures import MAX_SIDE, UnknownArchitecture, architecture
 from bflnode.fl.weights import InvalidWeights, expected_size, parse, table_of
-from torchvision.models import resnet18
 
 IDS = (
     "mlp/1x8x8/10",

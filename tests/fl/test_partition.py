@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from bflnode.fl.datasets import load_digits
 from bflnode.fl.partition import Assignment, Spread, dirichlet, hold_out, iid, shards_of, subset
 from bflnode.fl.samples import DatasetError, LabelledData, Shard, numbered_classes
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def numbered(samples: int, classes: int, first: int = 0) -> LabelledData:
@@ -64,10 +65,9 @@ def test_smaller_alpha_is_more_skewed() -> None:
     shard = some_shard(train=4000, test=1000)
 
     def skew(alpha: float) -> float:
-        values = []
-        for seed in range(5):
-            for part in shards_of(shard, dirichlet(shard, alpha, Spread(clients=8, seed=seed))):
-                values.append(max(part.train.histogram()) / len(part.train))
+        spreads = [dirichlet(shard, alpha, Spread(clients=8, seed=seed)) for seed in range(5)]
+        parts = [part.train for spread in spreads for part in shards_of(shard, spread)]
+        values = [max(part.histogram()) / len(part) for part in parts]
         return float(np.mean(values))
 
     assert skew(0.1) > skew(0.5) + 0.1 > skew(100.0) + 0.2
@@ -122,7 +122,7 @@ def test_too_little_test_data_is_refused() -> None:
 
 def test_spread_that_no_draw_finds_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bflnode.fl.partition.MAX_DRAWS", 50)
-    with pytest.raises(DatasetError, match="50 draws with alpha 0.001 left some of 40 clients .* use fewer clients"):
+    with pytest.raises(DatasetError, match=r"50 draws with alpha 0.001 left some of 40 clients .* use fewer clients"):
         dirichlet(some_shard(), 0.001, Spread(clients=40, seed=0))
 
 

@@ -2,6 +2,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as numpy_strategies
+
 from bflnode.fl.architectures import architecture
 from bflnode.fl.prototypes import (
     MIN_CATEGORY_SAMPLES,
@@ -17,9 +21,6 @@ from bflnode.fl.prototypes import (
 )
 from bflnode.fl.samples import LabelledData, Shard, numbered_classes
 from bflnode.fl.weights import InvalidWeights, WeightsFault, parse, serialize
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as numpy_strategies
 
 LIMITS = SampleLimits(input_shape=(1, 2, 2), classes=3, max_samples=5)
 

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bflnode.fl.samples import (
     DatasetError,
     LabelledData,
@@ -15,8 +18,6 @@ from bflnode.fl.samples import (
     save_shard,
     split_by_class,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def some_data(samples: int = 6, *, dtype: type = np.float32, classes: int = 3) -> LabelledData:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from bflnode.fl.architectures import architecture
 from bflnode.fl.datasets import load_digits
 from bflnode.fl.partition import Spread, dirichlet, shards_of

@@ -5,6 +5,10 @@ import sys
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as numpy_strategies
+
 from bflnode.fl.weights import (
     MAX_FILE_SIZE,
     MAX_HEADER_SIZE,
@@ -21,9 +25,6 @@ from bflnode.fl.weights import (
     serialize,
     table_of,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as numpy_strategies
 
 SMALL = {
     "b": np.array([1.0, -2.5], dtype=np.float32),

@@ -36,7 +36,13 @@ from typing import NoReturn
 
 from bflnode.fl import runtime
 
-from .process_messages import RECEIVE_BYTES, FrameReader, ProcessMessageError, ProcessMessages
+from .process_messages import (
+    MAX_SOCKET_PATH_BYTES,
+    RECEIVE_BYTES,
+    FrameReader,
+    ProcessMessageError,
+    ProcessMessages,
+)
 
 LAUNCHER_VARIABLE = "BFLNODE_LAUNCHER"
 """The environment variable that tells nodes where the launcher's socket is."""
@@ -70,6 +76,8 @@ PRELOADED_MODULES = (
     "bflnode.node.worker_jobs",
 )
 """Besides `bflnode.fl.runtime.preload`: what a node imports."""
+
+HANDLED_SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 
 READY_LINE = b"ready\n"
 
@@ -200,12 +208,16 @@ class _Server:
         try:
             Path(request.log_path).parent.mkdir(parents=True, exist_ok=True)
             Path(request.log_path).open("ab").close()
-            _refuse_threads()
+            refuse_threads()
+            # A signal that reached the child before it has its own handlers would be lost: hold it back.
+            signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_SIGNALS)
             pid = os.fork()
         except OSError as error:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
             return LauncherRefused(f"{request.kind} can't be started: {error}")
         if pid == 0:
             raise _ChildExit(request)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
         self.children[pid] = request
         _log.info("%s is process %d, log %s", request.kind, pid, request.log_path)
         return Started(pid)
@@ -254,12 +266,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
 
+    try:
+        listener = listen(options.socket)
+    except (LauncherError, OSError) as error:
+        _log.error("%s", error)
+        return 1
     runtime.preload()
     for name in PRELOADED_MODULES:
         importlib.import_module(name)
     if importlib.util.find_spec("bflnode.node.daemon") is not None:
         importlib.import_module("bflnode.node.daemon")
-    _refuse_threads()
+    refuse_threads()
     gc.collect()
     gc.freeze()  # collections in children then don't touch, and so copy, the pages they share
 
@@ -267,9 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wake.setblocking(False)
     wake_sender.setblocking(False)
     signal.set_wakeup_fd(wake_sender.fileno())
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+    for number in HANDLED_SIGNALS:
         signal.signal(number, _note_signal)
-    listener = _listen(options.socket)
     os.write(sys.stdout.fileno(), READY_LINE)
     try:
         _Server(listener, wake).serve()
@@ -285,20 +301,30 @@ def _note_signal(_number: int, _frame: object) -> None:
     """Do nothing: the signal's number arrives at the wake-up socket."""
 
 
-def _refuse_threads() -> None:
-    """Stop if there is more than one thread; a library that starts one on import would make forks hang now and then."""
+def refuse_threads() -> None:
+    """Insist on a single thread: a library that starts one on import would make forks hang now and then.
+
+    Raises:
+        RuntimeError: there are several.
+    """
     tasks = Path("/proc/self/task")
     count = len(list(tasks.iterdir())) if tasks.exists() else threading.active_count()
     if count != 1 or threading.active_count() != 1:
         raise RuntimeError(f"the launcher has {count} threads, so it can't fork safely: {threading.enumerate()}")
 
 
-def _listen(path: Path) -> socket.socket:
+def listen(path: Path) -> socket.socket:
     """A listening socket for this user alone; what a dead launcher left is removed.
 
     Raises:
-        LauncherError: a launcher is alive at this path.
+        LauncherError: a launcher is alive at this path, or it is too long for a socket.
+        OSError: the directory is missing or can't be written.
     """
+    length = len(os.fsencode(path))
+    if length > MAX_SOCKET_PATH_BYTES:
+        raise LauncherError(
+            f"{path} has {length} bytes, a socket's path at most {MAX_SOCKET_PATH_BYTES}: use a shorter directory"
+        )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         if probe.connect_ex(os.fspath(path)) == 0:
@@ -320,6 +346,7 @@ def _run_child(request: StartProcess) -> NoReturn:
     for number in (signal.SIGCHLD, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED_SIGNALS)
     log = os.open(request.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
@@ -370,7 +397,7 @@ class LauncherClient:
         Raises:
             LauncherError: the launcher is gone or refuses.
         """
-        return self._start(StartProcess("node", NODE_ENTRY, (os.fspath(home), *arguments), os.fspath(log_path)))
+        return self.start(StartProcess("node", NODE_ENTRY, (os.fspath(home), *arguments), os.fspath(log_path)))
 
     def start_worker(self, arguments: Sequence[str], log_path: Path) -> int:
         """Fork a trainer process with the command-line arguments of `worker`; its process id.
@@ -378,7 +405,7 @@ class LauncherClient:
         Raises:
             LauncherError: the launcher is gone or refuses.
         """
-        return self._start(StartProcess("worker", WORKER_ENTRY, tuple(arguments), os.fspath(log_path)))
+        return self.start(StartProcess("worker", WORKER_ENTRY, tuple(arguments), os.fspath(log_path)))
 
     def stop(self) -> tuple[int, ...]:
         """End all nodes and workers, then the launcher; process ids of those that had to be killed.
@@ -396,7 +423,12 @@ class LauncherClient:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             return connection.connect_ex(os.fspath(self.socket_path)) == 0
 
-    def _start(self, request: StartProcess) -> int:
+    def start(self, request: StartProcess) -> int:
+        """Fork any of our entries; its process id.
+
+        Raises:
+            LauncherError: the launcher is gone or refuses.
+        """
         answer = self._ask(request, REQUEST_DEADLINE_S)
         if isinstance(answer, LauncherRefused):
             raise LauncherError(answer.explanation)
@@ -457,3 +489,7 @@ def start_launcher(directory: Path) -> RunningLauncher:
         cause = f"ended with status {status}" if readable else f"wasn't ready within {READY_DEADLINE_S} s"
         raise LauncherError(f"the launcher {cause}. Its log {log_path} ends with:\n{tail}")
     return RunningLauncher(process, LauncherClient(socket_path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,6 +25,9 @@ MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 RECEIVE_BYTES = 64 * 1024
 """What one read asks the socket for."""
 
+MAX_SOCKET_PATH_BYTES = 100
+"""The kernel's sun_path has 104 bytes on macOS and 108 on Linux."""
+
 _LENGTH = Struct(">I")
 
 Message = TypeVar("Message")

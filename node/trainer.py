@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar, overload
 
 import trio
 
-from .process_messages import RECEIVE_BYTES, FrameReader, ProcessMessageError
+from .process_messages import MAX_SOCKET_PATH_BYTES, RECEIVE_BYTES, FrameReader, ProcessMessageError
 from .worker_protocol import (
     WORKER_MESSAGES,
     AggregateJob,
@@ -55,9 +55,6 @@ MAX_LOG_BYTES = 1024 * 1024
 
 LOG_TAIL_LINES = 12
 """Enough for the end of a traceback."""
-
-MAX_SOCKET_PATH_BYTES = 100
-"""The kernel's sun_path has 104 bytes on macOS and 108 on Linux."""
 
 _log = logging.getLogger(__name__)
 
@@ -221,6 +218,7 @@ class Trainer:
             raise TrainerError(f"the trainer process couldn't be started: {error}") from error
         ended: list[str] = []
         worker: _LiveWorker | None = None
+        is_started = False
 
         async def watch_exit() -> None:
             ended.append(await process.wait())
@@ -233,12 +231,12 @@ class Trainer:
                     stream, reader = await self._accept(process.pid)
                     worker = _LiveWorker(process, stream, reader, log_start)
                     nursery.cancel_scope.cancel()
+            is_started = worker is not None
         finally:
-            if worker is None:
+            if not is_started:
                 process.kill()
-                if not ended:
-                    with trio.move_on_after(KILL_DEADLINE_S, shield=True):
-                        await process.wait()
+                with trio.move_on_after(KILL_DEADLINE_S, shield=True):
+                    await process.wait()
         if worker is None:
             how = ended[0] if ended else f"it didn't connect within {START_DEADLINE_S} s"
             raise TrainerError(f"the trainer process didn't start ({how}).{self._log_tail(log_start)}")
@@ -335,9 +333,10 @@ async def _receive(stream: trio.SocketStream, reader: FrameReader[WorkerMessage]
 
 
 async def _end(worker: _LiveWorker) -> None:
+    """End a worker and wait for that, also while being cancelled: nothing of it may write files any more."""
     worker.process.kill()
-    await trio.aclose_forcefully(worker.stream)
     with trio.move_on_after(KILL_DEADLINE_S, shield=True):
+        await trio.aclose_forcefully(worker.stream)
         await worker.process.wait()
 
 

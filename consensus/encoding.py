@@ -71,14 +71,16 @@ def decode(data: bytes, *, max_bytes: int) -> Value:
 
 def _fault(value: object, depth: int) -> str | None:
     """Say why a value is outside the subset, or None. `type() is`: a bool is an int in Python."""
-    kind = type(value)
-    if kind is tuple:
+    if type(value) is int:
+        return None if -(2**63) <= value < 2**63 else "an integer outside int64"
+    if type(value) is tuple:
         if depth == 0:
             return f"arrays nested deeper than {MAX_DEPTH}"
-        faults = (_fault(item, depth - 1) for item in value)  # type: ignore[attr-defined]  # kind is tuple
-        return next((fault for fault in faults if fault is not None), None)
-    if kind is str:
-        return None if value.isascii() else "a string that is not ASCII"  # type: ignore[attr-defined]  # kind is str
-    if kind is int:
-        return None if -(2**63) <= value < 2**63 else "an integer outside int64"  # type: ignore[operator]  # kind is int
-    return None if kind in (bytes, bool) else f"a value of type {kind.__name__}"
+        for item in value:
+            fault = _fault(item, depth - 1)
+            if fault is not None:
+                return fault
+        return None
+    if type(value) is str:
+        return None if value.isascii() else "a string that is not ASCII"
+    return None if type(value) in (bytes, bool) else f"a value of type {type(value).__name__}"

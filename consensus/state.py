@@ -37,6 +37,9 @@ LARGE_RECORDS_KEPT = 8
 Changes = Mapping[bytes, bytes | None]
 """New values by key; None deletes."""
 
+Found = bytes | Record
+"""A value: canonical bytes, or the record that they encode."""
+
 RecordType = TypeVar("RecordType", bound=Record)
 
 
@@ -161,22 +164,30 @@ class StateView:
 
     def __init__(self, base: StateReader) -> None:
         self._base = base
-        self._changes: dict[bytes, bytes | None] = {}
+        self._changes: dict[bytes, Found | None] = {}
         self._keys: list[bytes] = []
 
     @property
     def changes(self) -> Changes:
         """Everything that was put (its value) or deleted (None) in this view."""
-        return self._changes
+        return {key: None if found is None else _encoded(found) for key, found in self._changes.items()}
 
     def get(self, key: bytes) -> bytes | None:
         """The value of a key, or None."""
+        found = self.find(key)
+        return None if found is None else _encoded(found)
+
+    def find(self, key: bytes) -> Found | None:
+        """Like `get`, but a record that was put as a record stays one."""
         if key in self._changes:
             return self._changes[key]
-        return self._base.get(key)
+        return _find(self._base, key)
 
-    def put(self, key: bytes, value: bytes) -> None:
-        """Set the value of a key."""
+    def put(self, key: bytes, value: Found) -> None:
+        """Set the value of a key; a record is encoded only when its bytes are asked for.
+
+        A learning round is put once for each of its transactions in a block, and need be encoded once in all.
+        """
         self._change(key, value)
 
     def delete(self, key: bytes) -> None:
@@ -188,9 +199,14 @@ class StateView:
 
         The loop over a scan may change this view.
         """
+        for key, found in self.find_all(prefix):
+            yield key, _encoded(found)
+
+    def find_all(self, prefix: bytes) -> Iterator[tuple[bytes, Found]]:
+        """Like `scan`, but records that were put as records stay such."""
         own = [(key, self._changes[key]) for key in _with_prefix(self._keys, prefix)]
         position = 0
-        for key, value in self._base.scan(prefix):
+        for key, found in _find_all(self._base, prefix):
             while position < len(own) and own[position][0] < key:
                 yield from _present(own[position])
                 position += 1
@@ -198,7 +214,7 @@ class StateView:
                 yield from _present(own[position])
                 position += 1
             else:
-                yield key, value
+                yield key, found
         for entry in own[position:]:
             yield from _present(entry)
 
@@ -209,15 +225,15 @@ class StateView:
     def commit(self) -> None:
         """Move this nested view's changes into the view below it."""
         assert isinstance(self._base, StateView), "only a nested view has a view to commit into"
-        for key, value in self._changes.items():
-            self._base._change(key, value)
+        for key, found in self._changes.items():
+            self._base._change(key, found)
         self._changes = {}
         self._keys = []
 
-    def _change(self, key: bytes, value: bytes | None) -> None:
+    def _change(self, key: bytes, found: Found | None) -> None:
         if key not in self._changes:
             insort(self._keys, key)
-        self._changes[key] = value
+        self._changes[key] = found
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +250,12 @@ class Table(Generic[RecordType]):
 
     def get(self, reader: StateReader, key: bytes) -> RecordType | None:
         """The record of a key, or None."""
-        data = reader.get(self.prefix + key)
-        return None if data is None else _decoded(self.record_type, data)
+        found = _find(reader, self.prefix + key)
+        return None if found is None else _decoded(self.record_type, found)
 
     def put(self, view: StateView, key: bytes, record: RecordType) -> None:
         """Set the record of a key."""
-        view.put(self.prefix + key, record.to_bytes())
+        view.put(self.prefix + key, record)
 
     def delete(self, view: StateView, key: bytes) -> None:
         """Remove a key; no matter whether it is there."""
@@ -247,8 +263,8 @@ class Table(Generic[RecordType]):
 
     def scan(self, reader: StateReader, start: bytes = b"") -> Iterator[tuple[bytes, RecordType]]:
         """All keys that begin with `start`, without the table's prefix, and their records, in key order."""
-        for key, data in reader.scan(self.prefix + start):
-            yield key[len(self.prefix) :], _decoded(self.record_type, data)
+        for key, found in _find_all(reader, self.prefix + start):
+            yield key[len(self.prefix) :], _decoded(self.record_type, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,12 +281,12 @@ class Cell(Generic[RecordType]):
 
     def get(self, reader: StateReader) -> RecordType | None:
         """The record, or None."""
-        data = reader.get(self.key)
-        return None if data is None else _decoded(self.record_type, data)
+        found = _find(reader, self.key)
+        return None if found is None else _decoded(self.record_type, found)
 
     def put(self, view: StateView, record: RecordType) -> None:
         """Set the record."""
-        view.put(self.key, record.to_bytes())
+        view.put(self.key, record)
 
     def delete(self, view: StateView) -> None:
         """Remove the record; no matter whether it is there."""
@@ -297,16 +313,31 @@ def _with_prefix(keys: list[bytes], prefix: bytes) -> list[bytes]:
     return keys[first : bisect_left(keys, following)]
 
 
-def _present(entry: tuple[bytes, bytes | None]) -> Iterator[tuple[bytes, bytes]]:
-    key, value = entry
-    if value is not None:
-        yield key, value
+def _present(entry: tuple[bytes, Found | None]) -> Iterator[tuple[bytes, Found]]:
+    key, found = entry
+    if found is not None:
+        yield key, found
 
 
-def _decoded(record_type: type[RecordType], data: bytes) -> RecordType:
+def _find(reader: StateReader, key: bytes) -> Found | None:
+    return reader.find(key) if isinstance(reader, StateView) else reader.get(key)
+
+
+def _find_all(reader: StateReader, prefix: bytes) -> Iterator[tuple[bytes, Found]]:
+    return reader.find_all(prefix) if isinstance(reader, StateView) else reader.scan(prefix)
+
+
+def _encoded(found: Found) -> bytes:
+    return found.to_bytes() if isinstance(found, Record) else found
+
+
+def _decoded(record_type: type[RecordType], found: Found) -> RecordType:
     """Decode our own state. Records are immutable, so the same bytes may share one."""
+    if isinstance(found, Record):
+        assert isinstance(found, record_type), f"{type(found).__name__} where {record_type.__name__} belongs"
+        return found
     key: Any = record_type
-    record: RecordType = (_decode_small if len(data) <= SMALL_RECORD_BYTES else _decode_large)(key, data)
+    record: RecordType = (_decode_small if len(found) <= SMALL_RECORD_BYTES else _decode_large)(key, found)
     return record
 
 

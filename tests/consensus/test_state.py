@@ -187,10 +187,36 @@ def test_equal_bytes_are_decoded_as_the_type_of_the_table() -> None:
 
 @pytest.mark.parametrize("size", [0, 10_000])
 def test_remembered_records_follow_their_bytes(size: int) -> None:
-    view = StateView(StateTree())
+    tree = StateTree()
     for balance in (1, 2, 1):
-        TREASURY.put(view, Account(balance, bytes(size)))
-        assert TREASURY.get(view) == Account(balance, bytes(size))
+        account = Account(balance, bytes(size))
+        tree.apply({b"treasury": account.to_bytes()})
+        assert TREASURY.get(tree) == account
+
+
+def test_record_in_a_view_is_bytes_to_whoever_asks_for_bytes() -> None:
+    outer = StateView(StateTree())
+    inner = outer.nested()
+    TREASURY.put(inner, Account(1, b"x"))
+    data = Account(1, b"x").to_bytes()
+    assert (inner.get(b"treasury"), list(inner.scan(b"t")), inner.changes) == (
+        data,
+        [(b"treasury", data)],
+        {b"treasury": data},
+    )
+    inner.commit()
+    assert (TREASURY.get(outer.nested()), outer.changes) == (Account(1, b"x"), {b"treasury": data})
+
+
+def test_reading_a_record_as_another_type_is_our_own_fault() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Other(Record):
+        flag: bool
+
+    view = StateView(StateTree())
+    TREASURY.put(view, Account(1, b""))
+    with pytest.raises(AssertionError, match="Account where Other belongs"):
+        Cell(b"treasury", Other).get(view)
 
 
 def test_broken_bytes_in_our_own_state_are_our_own_fault() -> None:

@@ -35,7 +35,7 @@ check: $(VENV)/.installed-dev view  ## lint, formatting, types, architecture, th
 	$(BIN)/python -m pytest -q
 
 bench: $(VENV)/.installed-dev  ## run the benchmarks (minutes)
-	$(BIN)/python benchmarks/run.py
+	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
 
 simulate: $(VENV)/.installed-dev  ## run the consensus simulator over many seeded schedules
 	$(BIN)/python -m pytest -q tests/simulation

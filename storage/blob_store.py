@@ -23,7 +23,7 @@ from bflnode.consensus.blob import CHUNK_BYTES, BlobHasher, BlobManifest, manife
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.types import BlobId
 
-from .errors import MissingError, StorageError, from_os_error
+from .errors import CorruptBlobError, MissingError, StorageError, from_os_error
 
 PARTIAL, TEMPORARY, CORRUPT = "partial", "temporary", "corrupt"
 
@@ -104,7 +104,7 @@ class BlobStore:
         """All bytes of a blob, checked.
 
         Raises:
-            MissingError: it isn't here, or was found corrupt and has been moved aside.
+            MissingError: it isn't here; a CorruptBlobError if it was found corrupt and has been moved aside.
             StorageError: the disk is at fault.
         """
         with self._reading(blob):
@@ -116,7 +116,7 @@ class BlobStore:
         """The file of a blob, for readers in other processes; checked on its first use since opening.
 
         Raises:
-            MissingError: it isn't here, or was found corrupt and has been moved aside.
+            MissingError: it isn't here; a CorruptBlobError if it was found corrupt and has been moved aside.
             StorageError: the disk is at fault.
         """
         self.manifest(blob)
@@ -126,7 +126,7 @@ class BlobStore:
         """What a peer needs to check the chunks of a blob; the first call since opening reads and checks the file.
 
         Raises:
-            MissingError: it isn't here, or was found corrupt and has been moved aside.
+            MissingError: it isn't here; a CorruptBlobError if it was found corrupt and has been moved aside.
             StorageError: the disk is at fault.
         """
         with self._lock:
@@ -142,7 +142,7 @@ class BlobStore:
         """One chunk of a blob, checked.
 
         Raises:
-            MissingError: the blob isn't here, or was found corrupt and has been moved aside.
+            MissingError: the blob isn't here; a CorruptBlobError if it was found corrupt and has been moved aside.
             Rejection: LIMIT, the blob has no such chunk.
             StorageError: the disk is at fault.
         """
@@ -246,13 +246,13 @@ class BlobStore:
         self._remember(blob, manifest)
         return manifest
 
-    def _move_aside(self, blob: BlobId) -> MissingError:
+    def _move_aside(self, blob: BlobId) -> CorruptBlobError:
         path, aside = self._file(blob), self.root / CORRUPT / blob.hex()
         with self._lock:
             self._manifests.pop(blob, None)
         with _disk(path, "moving a corrupt blob aside"):
             path.replace(aside)
-        return MissingError(
+        return CorruptBlobError(
             path, f"its bytes changed on disk, so it was moved to {aside}", "It counts as missing; fetch it again"
         )
 

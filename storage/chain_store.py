@@ -271,7 +271,10 @@ class ChainStore:
         return tuple(self._changes_down_from(account, self._tip.height, limit))[::-1]
 
     def balance_at(self, account: AccountId, height: int) -> Amount:
-        """An account's free balance after a height; 0 if there was no such account then."""
+        """An account's free balance after a height, or after the tip where that is lower; 0 if it didn't exist then."""
+        if height < 0:
+            return 0
+        height = min(height, self._tip.height)
         return next((change.balance for change in self._changes_down_from(account, height, 1)), 0)
 
     def _changes_down_from(self, account: AccountId, height: int, limit: int) -> Iterator[BalanceChange]:

@@ -31,6 +31,10 @@ class MissingError(StorageError):
     """It isn't there: a store that was never created, a blob that was never fetched or has been pruned."""
 
 
+class CorruptBlobError(MissingError):
+    """Its bytes changed on disk; it was moved aside, so from now on it is missing."""
+
+
 class CorruptStore(StorageError):  # noqa: N818 - a state of the store, as the design names it
     """What is stored contradicts itself or its checksums: nothing read from it can be trusted."""
 

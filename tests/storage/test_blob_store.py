@@ -13,7 +13,7 @@ from bflnode.consensus.blob import CHUNK_BYTES, BlobManifest, manifest_of
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.types import BlobId
 from bflnode.storage.blob_store import PARTIAL_KEPT_S, BlobStore
-from bflnode.storage.errors import MissingError, StorageError
+from bflnode.storage.errors import CorruptBlobError, MissingError, StorageError
 
 MODEL = Random(1).randbytes(2 * CHUNK_BYTES + 1000)
 MANIFEST = manifest_of([MODEL])
@@ -103,7 +103,7 @@ def test_blob_whose_bytes_changed_on_disk_is_moved_aside_and_missing(store: Blob
     blob = store.put(MODEL)
     flip_byte(file_of(store, blob), CHUNK_BYTES + 7)
     reopened = BlobStore(store.root)
-    with pytest.raises(MissingError, match="moved to"):
+    with pytest.raises(CorruptBlobError, match="moved to"):
         getattr(reopened, read)(blob)
     assert not reopened.has(blob)
     assert (store.root / "corrupt" / blob.hex()).is_file()
@@ -114,7 +114,7 @@ def test_blob_whose_bytes_changed_on_disk_is_moved_aside_and_missing(store: Blob
 def test_truncated_blob_is_moved_aside_and_missing(store: BlobStore) -> None:
     blob = store.put(MODEL)
     os.truncate(file_of(store, blob), len(MODEL) - 1)
-    with pytest.raises(MissingError, match="moved to"):
+    with pytest.raises(CorruptBlobError, match="moved to"):
         store.get(blob)
 
 
@@ -122,7 +122,7 @@ def test_corrupt_chunk_is_never_served_even_when_the_manifest_is_remembered(stor
     blob = store.put(MODEL)
     flip_byte(file_of(store, blob), CHUNK_BYTES)
     assert store.read_chunk(blob, 0) == chunk(0)
-    with pytest.raises(MissingError, match="moved to"):
+    with pytest.raises(CorruptBlobError, match="moved to"):
         store.read_chunk(blob, 1)
     assert not store.has(blob)
 

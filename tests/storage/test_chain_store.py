@@ -159,7 +159,7 @@ def test_history_holds_the_balance_at_every_height_where_it_changed(store: Chain
         BalanceChange(3, 40),
     )
     assert store.account_history(BOB.account, limit=2) == (BalanceChange(2, 10), BalanceChange(3, 40))
-    assert [store.balance_at(BOB.account, height) for height in (0, 1, 2, 3, 99)] == [0, 10, 10, 40, 40]
+    assert [store.balance_at(BOB.account, height) for height in (-1, 0, 1, 2, 3, 2**70)] == [0, 0, 10, 10, 40, 40]
     assert (store.account_history(NOBODY), store.balance_at(NOBODY, 3)) == ((), 0)
 
 

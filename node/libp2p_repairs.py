@@ -92,10 +92,10 @@ WINDOW_POLL_S = 0.005
 READ_SIZE = 256 * 1024
 """Most bytes asked of a stream at once: yamux's initial window."""
 
-PING_INTERVAL_S = 5.0
-PING_TIMEOUT_S = 5.0
+PING_INTERVAL_S = 3.0
+PING_TIMEOUT_S = 4.0
 MAX_MISSED_PINGS = 2
-"""A frozen peer is dropped after 5 + 2 * 5 s at most; two strikes, because our own loop may have been the late one."""
+"""A frozen peer is dropped after 3 + 2 * 4 s at most; two strikes, because our own loop may have been the late one."""
 
 WINDOW_SLACK = 128 * 1024
 """Bytes a peer may exceed its window by: updates and data cross on the wire."""
@@ -299,7 +299,7 @@ class RepairedYamux(Yamux):
     async def _measure_rtt_loop(self) -> None:
         missed = 0
         while missed < MAX_MISSED_PINGS and not self.event_shutting_down.is_set():
-            with trio.move_on_after(PING_INTERVAL_S):
+            with trio.move_on_after(0 if missed else PING_INTERVAL_S):
                 await self._abandoned.wait()
                 break
             self._ping_id = (self._ping_id + 1) % 2**32

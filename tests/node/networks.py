@@ -5,6 +5,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 import trio
+from libp2p.abc import INetStream
+from libp2p.custom_types import TProtocol
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
 
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.node.network import Network, NetworkConfig, PeerId, open_network
@@ -122,3 +126,14 @@ async def at_once(*calls: Callable[[], Awaitable[object]]) -> None:
     async with trio.open_nursery() as nursery:
         for call in calls:
             nursery.start_soon(call)
+
+
+async def raw_stream(network: Network, peer: PeerId, protocol: str) -> INetStream:
+    """A stream of the attacker's own, below our framing."""
+    connection = network._swarm.live_connections(ID.from_base58(peer))[-1]
+    return await network._host.open_stream(connection, [TProtocol(protocol)])
+
+
+def address_and_id(network: Network) -> tuple[Multiaddr, ID]:
+    """What the library needs to dial a network once more."""
+    return Multiaddr(network.addresses[0]), ID.from_base58(network.peer_id)

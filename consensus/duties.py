@@ -1,4 +1,4 @@
-"""What an account owes now: a pure function of the state, so that a restarted node knows what to do from chain and keys.
+"""What an account owes now: a pure function of the state, so a restarted node finds its work in chain and keys.
 
 A duty disappears once its transaction is in the state, and doing it twice is harmless: the second transaction is a
 duplicate. How a duty is done (training, fetching, voting) is up to `node`.
@@ -83,6 +83,7 @@ class FetchAndVote:
     """
 
     slot: Slot
+    specification: TaskSpecification
     clients: int
     models: tuple[OfferedModel, ...]
     deadline_ms: int = field(compare=False)
@@ -92,7 +93,8 @@ class FetchAndVote:
 class Aggregate:
     """Fetch the included models, compare them, aggregate them by cluster and publish the outputs.
 
-    `probe` is the account's own PROBE, which has to be opened, or None where the probe is public and `probe_seed` counts.
+    `probe` is the account's own PROBE, which has to be opened, or None where the probe is public: then it is drawn by
+    `probe_seed`.
     """
 
     slot: Slot
@@ -116,8 +118,8 @@ class AttestTo:
 
 
 Duty: TypeAlias = Admit | Register | PostProbe | Train | RevealModel | FetchAndVote | Aggregate | AttestTo
-"""What an account owes. `deadline_ms` is in header time, an estimate that moves with the round's clock: it doesn't count
-when duties are compared."""
+"""What an account owes. `deadline_ms` is in header time, an estimate that moves with the round's clock: it doesn't
+count when duties are compared."""
 
 
 def duties(
@@ -168,7 +170,7 @@ def _round_duties(current: LearningRound, specification: TaskSpecification, acco
         case Phase.REVEAL:
             return _reveal_duty(current, account)
         case Phase.AVAILABLE:
-            return _vote_duty(current, account)
+            return _vote_duty(current, specification, account)
         case Phase.AGGREGATE:
             return _aggregate_duty(current, specification, account)
         case Phase.ATTEST:
@@ -213,11 +215,11 @@ def _reveal_duty(current: LearningRound, account: AccountId) -> list[Duty]:
     return [RevealModel(current.slot, client.committed.commitment, _deadline_ms(current))]
 
 
-def _vote_duty(current: LearningRound, account: AccountId) -> list[Duty]:
+def _vote_duty(current: LearningRound, specification: TaskSpecification, account: AccountId) -> list[Duty]:
     has_voted = any(vote.account == account for vote in current.availability)
     if has_voted or not _is_in_committee(current, account):
         return []
-    return [FetchAndVote(current.slot, len(current.clients), _offered(current), _deadline_ms(current))]
+    return [FetchAndVote(current.slot, specification, len(current.clients), _offered(current), _deadline_ms(current))]
 
 
 def _aggregate_duty(current: LearningRound, specification: TaskSpecification, account: AccountId) -> list[Duty]:

@@ -20,7 +20,7 @@ from bflnode.consensus.block import (
     genesis_commit,
     sign_vote,
 )
-from bflnode.consensus.clustering import triangle_from_matrix
+from bflnode.consensus.clustering import cluster, triangle_from_matrix
 from bflnode.consensus.duties import Duty, duties
 from bflnode.consensus.genesis import Genesis, GenesisAccount, GenesisTask, Mode, Parameters, task_id
 from bflnode.consensus.keys import SecretKey, admission_payload
@@ -202,6 +202,8 @@ class Harness:
         header: of the last block.
         blocks: all blocks.
         events: all events.
+        labels: clusters that aggregators find where the number of clients fits; else two halves.
+        registers: whether actors register (again) by themselves.
     """
 
     def __init__(self, setup: Setup | None = None, **changes: Any) -> None:
@@ -214,6 +216,7 @@ class Harness:
         self.blocks: list[Block] = []
         self.events: list[Event] = []
         self.labels: Sequence[int] | None = None
+        self.registers = True
 
     @property
     def chain_id(self) -> Hash:
@@ -304,8 +307,6 @@ class Harness:
         record = SETTLED.get(self.tree, settled_key(self.task_id, number))
         assert record is not None, f"learning round {number} isn't settled"
         return record
-
-    # Blocks
 
     def block(self, *transactions: Transaction, after_ms: int = 100, round_: int = 0) -> tuple[Event, ...]:
         """Make a block of exactly these transactions; the first invalid one raises its rejection."""
@@ -400,8 +401,6 @@ class Harness:
             parent = block.header
         return tree
 
-    # Transactions
-
     def sign(self, actor: int | SecretKey, body: Body, **fields: int) -> Transaction:
         """Sign a body as an actor."""
         key = self.keys[actor] if isinstance(actor, int) else actor
@@ -416,10 +415,10 @@ class Harness:
         credential = admission.sign("admit", self.genesis.chain_id, admission_payload(key.account))
         return self.sign(key, Admit(credential))
 
-    def register(self, actor: int, *, samples: int = 100, **fields: int) -> Transaction:
-        """A TASK_REGISTER for the first task."""
+    def register(self, actor: int, *, samples: int = 100, task: Hash | None = None, **fields: int) -> Transaction:
+        """A TASK_REGISTER, for the first task if none is named."""
         histogram = (samples - samples // CLASSES, samples // CLASSES)
-        body = TaskRegister(self.task_id, samples, histogram, Hash(blob("data", actor)))
+        body = TaskRegister(task or self.task_id, samples, histogram, Hash(blob("data", actor)))
         return self.sign(actor, body, **{"nonce": self.nonce(actor), **fields})
 
     def leave(self, actor: int, **fields: int) -> Transaction:
@@ -469,11 +468,12 @@ class Harness:
         current = self.round
         actor = self.actor(current.aggregator) if actor is None else actor
         planted = labels if labels is not None else self.planted(len(current.included))
-        clusters = min(len(set(planted)), SPECIFICATION.clusters)
-        outputs = tuple(blob("output", self.slot, label) for label in range(clusters))
+        matrix = similarity(planted)
+        found = set(cluster(matrix, self.task.specification.clusters))
+        outputs = tuple(blob("output", self.slot, label) for label in sorted(found))
         is_public = self.task.specification.probe_mode is ProbeMode.PUBLIC
         opening = None if is_public else self.opening(actor)
-        triangle = triangle_from_matrix(similarity(planted))
+        triangle = triangle_from_matrix(matrix)
         return self.sign(actor, Aggregate(self.slot, triangle, outputs, opening))
 
     def planted(self, included: int) -> Sequence[int]:
@@ -489,11 +489,9 @@ class Harness:
         flags = bits((), len(self.round.included))
         return self.sign(actor, Attest(self.slot, aggregation.transaction, fault, flags))
 
-    # Whole rounds
-
     def duties(self, actor: int) -> tuple[Duty, ...]:
         """What an actor owes now."""
-        return duties(self.genesis, self.tree, self.account(actor), has_credential=True)
+        return duties(self.genesis, self.tree, self.account(actor), has_credential=True, is_client=self.registers)
 
     def answer(self, actor: int, duty: Duty) -> Transaction:
         """What an honest actor does about a duty."""
@@ -501,7 +499,7 @@ class Harness:
             case owed.Admit():
                 return self.admit(self.keys[actor])
             case owed.Register():
-                return self.register(actor)
+                return self.register(actor, task=duty.task)
             case owed.PostProbe():
                 return self.probe(actor)
             case owed.Train():
@@ -516,10 +514,12 @@ class Harness:
                 return self.attest(actor)
 
     def step(self, actors: Iterable[int] | None = None, after_ms: int = 100) -> tuple[Event, ...]:
-        """Make a block in which these actors, by default all, answer their duties."""
+        """Make a block in which these actors, by default all, answer their duties; one registration at a time."""
         answers: list[Transaction] = []
         for actor in range(len(self.keys)) if actors is None else actors:
-            answers += [self.answer(actor, duty) for duty in self.duties(actor)]
+            duties = self.duties(actor)
+            registrations = [duty for duty in duties if isinstance(duty, owed.Register)]
+            answers += [self.answer(actor, duty) for duty in duties if duty not in registrations[1:]]
         return self.block(*answers, after_ms=after_ms)
 
     def register_all(self, samples: Sequence[int] | None = None) -> None:

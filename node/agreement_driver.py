@@ -1,0 +1,369 @@
+"""Drives the agreement machine: messages, timers and the disk on one side, the pure machine on the other.
+
+One task takes inputs one by one and executes the machine's effects in order, so that what must be on disk is on disk
+before anything that depends on it is sent. Network handlers only put messages into its inbox; an overfull inbox drops
+them, since peers answer a status with what is missing.
+
+    inbox -> machine.step -> effects -> signer WAL -> pushes to peers
+                                     -> Decide -> chain.append -> next height
+"""
+
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeAlias, assert_never
+
+import trio
+
+from bflnode.consensus.agreement import (
+    BlockBuilt,
+    BuildBlock,
+    Decide,
+    Effect,
+    Evidence,
+    Input,
+    Persist,
+    ProposalReceived,
+    Schedule,
+    SendProposal,
+    SendVote,
+    SignProposal,
+    SignVote,
+    Status,
+    TimeoutElapsed,
+    VoteReceived,
+    WorkAvailable,
+)
+from bflnode.consensus.block import Block, Commit, Proposal, ProposalMessage, Vote
+from bflnode.consensus.leaders import current_leader
+from bflnode.consensus.ledger import verify_commit
+from bflnode.consensus.machine import Machine
+from bflnode.consensus.rejection import Reason, Rejection
+from bflnode.consensus.tables import current_validators
+from bflnode.consensus.types import AccountId
+from bflnode.storage.signer_wal import SignerWal
+
+from .chain import Chain
+from .mempool import Mempool
+from .messages import PROPOSALS, STATUS, VOTES, FinalBlock
+from .network import PeerId
+
+_log = logging.getLogger(__name__)
+
+MAX_INBOX = 4096
+"""Messages that wait for the machine: all votes of twenty rounds among a hundred validators."""
+
+MAX_EARLY = 1024
+"""Messages kept for the next height: a node that decides last gets them before it is there."""
+
+COMPACT_EVERY = 16
+"""Heights between compactions of the signer WAL: each costs three syncs of the disk."""
+
+BUSY_STATUS_S = 1.0
+"""How often a node that waits for a decision tells its peers what it has, so that they send the rest."""
+
+IDLE_STATUS_S = 5.0
+"""How often a node without work tells its peers where it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinalBlockReceived:
+    """A block with its commit, from a peer that is ahead. `done` is set when it has been dealt with."""
+
+    final: FinalBlock
+    done: trio.Event
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReceived:
+    """Where a peer is in agreement and what it has."""
+
+    status: Status
+    sender: PeerId
+
+
+Item: TypeAlias = (
+    ProposalMessage | Vote | StatusReceived | FinalBlockReceived | TimeoutElapsed | BlockBuilt | WorkAvailable
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlets:
+    """Where the driver's results go.
+
+    Attributes:
+        push: send bytes under a protocol to one peer.
+        peers: the greeted peers.
+        decided: called after each block with the block, its commit and the learning events.
+        behind: called when a peer is seen ahead, with its id and the height it works on.
+        now_ms: wall clock, milliseconds since the epoch.
+    """
+
+    push: Callable[[PeerId, str, bytes], bool]
+    peers: Callable[[], tuple[PeerId, ...]]
+    decided: Callable[[Block, Commit], None]
+    behind: Callable[[PeerId, int], None]
+    now_ms: Callable[[], int]
+
+
+class AgreementDriver:
+    """Runs agreement for one node, validator or not."""
+
+    def __init__(self, chain: Chain, account: AccountId, wal: SignerWal, mempool: Mempool, outlets: Outlets) -> None:
+        self._chain = chain
+        self._account = account
+        self._wal = wal
+        self._mempool = mempool
+        self._outlets = outlets
+        self._send, self._receive = trio.open_memory_channel[Item](MAX_INBOX)
+        self._early: deque[ProposalMessage | Vote] = deque(maxlen=MAX_EARLY)
+        self._inputs: deque[Input] = deque()
+        self._machine = self._new_machine()
+        self._tasks: trio.Nursery | None = None
+        self._poked = trio.Event()
+        self._decided_at_s = -1e9
+
+    @property
+    def machine(self) -> Machine:
+        """The machine of the current height, to look at."""
+        return self._machine
+
+    def leader_accounts(self, rounds: int) -> tuple[AccountId, ...]:
+        """Who leads the next rounds of the current height: where a waiting transaction should go."""
+        height, first = self._machine.height, self._machine.round
+        leaders = (current_leader(self._chain.tree, height, first + offset) for offset in range(rounds))
+        return tuple(dict.fromkeys(leaders))
+
+    def deliver(self, item: Item) -> bool:
+        """Put a message into the inbox; False when it is full, and the message is dropped."""
+        try:
+            self._send.send_nowait(item)
+        except trio.WouldBlock:
+            return False
+        return True
+
+    def poke(self) -> None:
+        """Something changed that may be work: a transaction waits."""
+        self._poked.set()
+
+    async def adopt(self, final: FinalBlock) -> None:
+        """Have a final block from a peer checked and appended; returns when that is done or refused."""
+        done = trio.Event()
+        await self._send.send(FinalBlockReceived(final, done))
+        await done.wait()
+
+    async def run(self) -> None:
+        """Agree on blocks until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_for_work)
+            nursery.start_soon(self._tell_status)
+            while True:
+                await self._run_height()
+
+    def _new_machine(self) -> Machine:
+        height, tree = self._chain.height + 1, self._chain.tree
+        return Machine(
+            self._account,
+            self._chain.genesis.parameters,
+            height=height,
+            validators=current_validators(tree),
+            leader=lambda round_: current_leader(tree, height, round_),
+        )
+
+    async def _run_height(self) -> None:
+        """Agree on one height; timers and builds of the height end with it."""
+        self._inputs.clear()
+        self._machine = self._new_machine()
+        early, self._early = self._early, deque(maxlen=MAX_EARLY)
+        async with trio.open_nursery() as tasks:
+            self._tasks = tasks
+            self.poke()
+            await self._execute(self._machine.start(self._wal.records(self._machine.height)))
+            await self._run_machine()
+            while not self._is_over():
+                await self._take(early.popleft() if early else await self._receive.receive())
+            tasks.cancel_scope.cancel()
+
+    def _is_over(self) -> bool:
+        return self._chain.height >= self._machine.height
+
+    async def _take(self, item: Item) -> None:
+        """Deal with one item of the inbox; what a peer did wrong is logged and forgotten."""
+        try:
+            match item:
+                case ProposalMessage():
+                    self._take_proposal(item)
+                case Vote():
+                    self._take_vote(item)
+                case StatusReceived():
+                    self._answer_status(item)
+                case FinalBlockReceived():
+                    await self._take_final(item)
+                case TimeoutElapsed() | BlockBuilt() | WorkAvailable():
+                    self._inputs.append(item)
+                case _:
+                    assert_never(item)
+            await self._run_machine()
+        except Rejection as rejection:
+            _log.info("refused %s: %s", type(item).__name__, rejection)
+
+    async def _run_machine(self) -> None:
+        while self._inputs and not self._is_over():
+            await self._execute(self._machine.step(self._inputs.popleft()))
+
+    def _take_proposal(self, message: ProposalMessage) -> None:
+        proposal = message.proposal
+        if self._keep_for_later(message, proposal.height):
+            return
+        if proposal.proposer != current_leader(self._chain.tree, proposal.height, proposal.round):
+            raise Rejection(Reason.WRONG_PROPOSER, height=proposal.height, round=proposal.round, got=proposal.proposer)
+        chain_id = self._chain.genesis.chain_id
+        proposal.verify_signature(chain_id)
+        for vote in message.certificate:
+            vote.verify_signature(chain_id)
+        self._inputs.append(ProposalReceived(message, self._is_valid(message.block), self._is_timely(message.block)))
+
+    def _is_valid(self, block: Block) -> bool:
+        try:
+            self._chain.validate(block)
+        except Rejection as rejection:
+            _log.warning("the proposal for height %d is invalid: %s", block.height, rejection)
+            return False
+        return True
+
+    def _is_timely(self, block: Block) -> bool:
+        distance_ms = abs(block.header.time_ms - self._outlets.now_ms())
+        return distance_ms <= self._chain.genesis.parameters.clock_tolerance_ms
+
+    def _take_vote(self, vote: Vote) -> None:
+        if self._keep_for_later(vote, vote.height):
+            return
+        vote.verify_signature(self._chain.genesis.chain_id)
+        self._inputs.append(VoteReceived(vote))
+
+    def _keep_for_later(self, message: ProposalMessage | Vote, height: int) -> bool:
+        """Whether a message is not for the height at hand: an old one is dropped, one of the next height kept."""
+        if height == self._machine.height + 1:
+            self._early.append(message)
+        return height != self._machine.height
+
+    def _answer_status(self, item: StatusReceived) -> None:
+        """Send a peer what it lacks at this height; or find out that somebody is behind."""
+        status = item.status
+        if status.height > self._machine.height:
+            self._outlets.behind(item.sender, status.height)
+        elif status.height < self._machine.height:
+            self._outlets.push(item.sender, STATUS, self._machine.status().to_bytes())
+        else:
+            missing = self._machine.missing(status)
+            for message in missing.proposals:
+                self._outlets.push(item.sender, PROPOSALS, message.to_bytes())
+            for vote in missing.votes:
+                self._outlets.push(item.sender, VOTES, vote.to_bytes())
+
+    async def _take_final(self, item: FinalBlockReceived) -> None:
+        try:
+            block, commit = item.final.block, item.final.commit
+            if block.height == self._machine.height:
+                if (commit.height, commit.block_id) != (block.height, block.id):
+                    raise Rejection(Reason.WRONG_COMMIT, commit=commit.block_id, block=block.id)
+                verify_commit(self._chain.genesis.chain_id, current_validators(self._chain.tree), commit)
+                await self._append(block, commit)
+        finally:
+            item.done.set()
+
+    async def _execute(self, effects: tuple[Effect, ...]) -> None:
+        for effect in effects:
+            match effect:
+                case Persist(record):
+                    await trio.to_thread.run_sync(self._wal.persist, record)
+                case SignProposal():
+                    message = await trio.to_thread.run_sync(self._wal.sign_proposal, effect)
+                    self._broadcast(PROPOSALS, message.to_bytes())
+                    self._inputs.append(ProposalReceived(message, is_valid=True))
+                case SignVote():
+                    vote = await trio.to_thread.run_sync(self._wal.sign_vote, effect)
+                    self._broadcast(VOTES, vote.to_bytes())
+                    self._inputs.append(VoteReceived(vote))
+                case SendProposal(message):
+                    self._broadcast(PROPOSALS, message.to_bytes())
+                case SendVote(vote):
+                    self._broadcast(VOTES, vote.to_bytes())
+                case Schedule(timeout, duration_ms):
+                    self._start_soon(self._sleep_timeout, timeout, duration_ms)
+                case BuildBlock(_, round_):
+                    self._start_soon(self._build, round_)
+                case Decide(block, commit):
+                    await self._append(block, commit)
+                    return
+                case Evidence(first, _):
+                    _log.warning("%s signed two different messages for one slot", signer_of(first).hex()[:12])
+                case _:
+                    assert_never(effect)
+
+    def _broadcast(self, protocol: str, data: bytes) -> None:
+        for peer in self._outlets.peers():
+            self._outlets.push(peer, protocol, data)
+
+    def _start_soon(self, function: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        assert self._tasks is not None, "effects are executed while a height runs"
+        self._tasks.start_soon(function, *arguments)
+
+    async def _sleep_timeout(self, timeout: TimeoutElapsed, duration_ms: int) -> None:
+        await trio.sleep(duration_ms / 1000)
+        await self._send.send(timeout)
+
+    async def _build(self, round_: int) -> None:
+        """Build a block once the interval since the last one has passed."""
+        interval_s = self._chain.genesis.parameters.block_interval_ms / 1000
+        await trio.sleep_until(self._decided_at_s + interval_s)
+        block = self._chain.build(
+            self._account, round_=round_, time_ms=self._outlets.now_ms(), candidates=self._mempool.candidates()
+        )
+        await self._send.send(BlockBuilt(block))
+
+    async def _append(self, block: Block, commit: Commit) -> None:
+        await self._chain.append(block, commit)
+        if block.height % COMPACT_EVERY == 0:
+            await trio.to_thread.run_sync(self._wal.compact, block.height)
+        self._decided_at_s = trio.current_time()
+        self._mempool.settle(block.transactions)
+        self._outlets.decided(block, commit)
+
+    async def _watch_for_work(self) -> None:
+        """Wake the machine when a transaction waits, a deadline is due or the heartbeat comes."""
+        while True:
+            self._poked = trio.Event()
+            machine = self._machine
+            wait_ms = self._work_in_ms()
+            if not machine.is_awake and wait_ms <= 0:
+                await self._send.send(WorkAvailable())
+                wait_ms = self._chain.genesis.parameters.heartbeat_ms
+            with trio.move_on_after(max(wait_ms, 1) / 1000):
+                await self._poked.wait()
+
+    def _work_in_ms(self) -> int:
+        """Milliseconds until a block is wanted; 0 or less when one is wanted now."""
+        if self._mempool.has_work():
+            return 0
+        due_ms = self._chain.tip_time_ms + self._chain.genesis.parameters.heartbeat_ms
+        deadline_ms = self._chain.next_deadline_ms()
+        if deadline_ms is not None:
+            due_ms = min(due_ms, deadline_ms)
+        return due_ms - self._outlets.now_ms()
+
+    async def _tell_status(self) -> None:
+        """Tell peers where this node is: often while a decision is late, seldom when nothing happens."""
+        while True:
+            before = (self._machine.height, self._machine.is_awake)
+            pause_s = BUSY_STATUS_S if self._machine.is_awake else IDLE_STATUS_S
+            await trio.sleep(pause_s * random.uniform(0.8, 1.2))
+            if before == (self._machine.height, self._machine.is_awake):
+                self._broadcast(STATUS, self._machine.status().to_bytes())
+
+
+def signer_of(message: Vote | Proposal) -> AccountId:
+    """Whose message it is."""
+    return message.validator if isinstance(message, Vote) else message.proposer

@@ -1,0 +1,117 @@
+"""Settings of one node: flag > environment (`BFLNODE_P2P__PORT`) > `config.toml` > default.
+
+Only what a node may choose by itself; what all nodes must agree on is in the genesis.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from .home import Home, HomeError
+
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PeerToPeer(_Section):
+    """Where this node listens for peers and whom it dials."""
+
+    host: str = "127.0.0.1"
+    port: Port = 26656
+    external_host: str = ""
+    """Address that peers dial when it is not `host` (behind NAT, or when listening on 0.0.0.0)."""
+    persistent_peers: tuple[str, ...] = ()
+    max_peers: Annotated[int, Field(ge=1, le=256)] = 64
+
+
+class RemoteProcedureCalls(_Section):
+    """Where the command line reaches this node."""
+
+    host: str = "127.0.0.1"
+    port: Port = 26657
+
+
+class Training(_Section):
+    """Local training: whether, on what, and with which device."""
+
+    enabled: bool = True
+    shard: str = ""
+    """The node's own data as .npz; `data/shard.npz` in the home when empty."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Annotated[int, Field(ge=1, le=256)] = 1
+    control: bool = True
+    """Also train a model on the own data alone each round, to compare with what the network gives."""
+
+
+class Storage(_Section):
+    """What is kept."""
+
+    keep_rounds: Annotated[int, Field(ge=0)] = 0
+    """Models of how many learning rounds to keep; 0 keeps all."""
+
+
+class Configuration(BaseSettings):
+    """All settings of a node."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BFLNODE_",
+        env_nested_delimiter="__",
+        extra="ignore",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    name: str = "node"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    p2p: PeerToPeer = PeerToPeer()
+    rpc: RemoteProcedureCalls = RemoteProcedureCalls()
+    training: Training = Training()
+    storage: Storage = Storage()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags first, then the environment, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_configuration(home: Home, flags: dict[str, Any] | None = None) -> Configuration:
+    """Read the settings of a home.
+
+    Args:
+        home: an initialised home; a missing `config.toml` means all defaults.
+        flags: nested overrides from the command line, e.g. `{"p2p": {"port": 0}}`.
+
+    Raises:
+        HomeError: the file is not TOML, or a setting is unknown or out of range.
+    """
+
+    class FromFile(Configuration):
+        model_config = SettingsConfigDict(toml_file=home.configuration_file)
+
+    try:
+        return FromFile(**(flags or {}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise HomeError(
+            f"setting {where or 'value'}: {first['msg']} (flags, BFLNODE_* or {home.configuration_file})"
+        ) from error
+    except ValueError as error:
+        raise HomeError(f"{home.configuration_file} is not valid TOML: {error}") from error
+
+
+def shard_path(home: Home, configuration: Configuration) -> Path:
+    """Where the node's own data is."""
+    return Path(configuration.training.shard).expanduser() if configuration.training.shard else home.shard

@@ -1,0 +1,393 @@
+"""How each duty of a learning round is done: with the trainer process, the blob store and the peers' blobs.
+
+Every method takes a duty and returns the body of its transaction. All of them can be repeated: what was done before is
+found in the blob store and the journal.
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from bflnode.consensus.clustering import cluster, matrix_from_triangle
+from bflnode.consensus.duties import (
+    Aggregate,
+    AttestTo,
+    FetchAndVote,
+    OfferedModel,
+    PostProbe,
+    Register,
+    RevealModel,
+    Train,
+)
+from bflnode.consensus.hashing import tagged_hash
+from bflnode.consensus.keys import SecretKey
+from bflnode.consensus.task import Aggregation, ProbeMode, TaskSpecification, Weighting
+from bflnode.consensus.transaction import Aggregate as AggregateBody
+from bflnode.consensus.transaction import (
+    Attest,
+    Available,
+    Commit,
+    Fault,
+    Probe,
+    ProbeOpening,
+    Reveal,
+    Slot,
+    TaskRegister,
+    model_commitment,
+    probe_commitment,
+)
+from bflnode.consensus.types import BlobId, ChainId, Hash
+from bflnode.fl.architectures import UnknownArchitecture, architecture
+from bflnode.fl.samples import DatasetError, load_shard
+from bflnode.fl.weights import InvalidWeights, parse
+from bflnode.storage.blob_store import BlobStore
+
+from .exchange import Exchange
+from .journal import Journal
+from .node_clock import now_ms
+from .peers import Peers
+from .trainer import JobError, Trainer
+from .worker_protocol import (
+    AggregateJob,
+    MatrixJob,
+    OwnProbeJob,
+    ProbeSamples,
+    PublicProbe,
+    RefusalReason,
+    TrainJob,
+)
+
+_log = logging.getLogger(__name__)
+
+CUT_OFF = 0.6
+"""Share of the time left to the deadline of AVAILABLE after which a member votes with what it has."""
+
+PATIENCE_FLOOR_S = 2.0
+"""Once two thirds of the models are here, the rest gets as long again, and at least this."""
+
+MAX_SAMPLES_BYTES = 256 * 1024 * 1024
+"""Largest probe set or published probe that is fetched."""
+
+
+class NotMine(Exception):
+    """A duty that this node can't do, and why. It isn't tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recomputed:
+    """An aggregation as this node computed it.
+
+    Attributes:
+        triangle: strict upper triangle of the similarity matrix.
+        outputs: id of the aggregated model of each cluster, in the order of labels.
+    """
+
+    triangle: bytes
+    outputs: tuple[BlobId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the work is done with."""
+
+    chain_id: ChainId
+    key: SecretKey
+    blobs: BlobStore
+    exchange: Exchange
+    peers: Peers
+    trainer: Trainer
+    journal: Journal
+    shard: Path
+    scratch: Path
+    device: str
+
+
+class DutyWork:
+    """Does the duties of one account."""
+
+    def __init__(self, tools: Tools) -> None:
+        self._tools = tools
+        self._recomputed: dict[tuple[Hash, tuple[int, ...]], Recomputed] = {}
+        tools.scratch.mkdir(parents=True, exist_ok=True)
+
+    async def register(self, duty: Register) -> TaskRegister:
+        """Summarise the own data: samples, labels, and a commitment to the file.
+
+        Raises:
+            NotMine: there is no data, or it doesn't fit the task.
+        """
+        specification = duty.specification
+        try:
+            model = architecture(specification.architecture)
+            shard = await trio.to_thread.run_sync(load_shard, self._tools.shard)
+        except (UnknownArchitecture, DatasetError) as error:
+            raise NotMine(f"can't take part in task {specification.name!r}: {error}") from error
+        if shard.input_shape != model.input_shape or shard.classes > specification.classes:
+            raise NotMine(
+                f"can't take part in task {specification.name!r}: {self._tools.shard} has inputs of {shard.input_shape} "
+                f"and {shard.classes} classes, the task's model {model.input_shape} and {specification.classes}"
+            )
+        histogram = shard.train.histogram()
+        padded = (*histogram, *(0 for _ in range(specification.classes - len(histogram))))
+        salt = self._tools.key.derive_salt("data", self._tools.chain_id, duty.task)
+        commitment = tagged_hash("data", salt, await trio.to_thread.run_sync(self._tools.shard.read_bytes))
+        return TaskRegister(duty.task, len(shard.train), padded, commitment)
+
+    async def train(self, duty: Train) -> Commit:
+        """Train from the base model, or find what was trained before, and commit to it."""
+        model = self._find_trained(duty)
+        if model is None:
+            model = await self._train_anew(duty)
+        commitment = model_commitment(
+            self._tools.chain_id, duty.slot, self._tools.key.account, model, self._salt(duty.slot)
+        )
+        return Commit(duty.slot, commitment)
+
+    def _salt(self, slot: Slot) -> Hash:
+        return self._tools.key.derive_salt("commit", self._tools.chain_id, slot.to_bytes())
+
+    def _find_trained(self, duty: Train) -> BlobId | None:
+        """The model of this attempt, or of a void one of the same learning round from the same base."""
+        slot, base = duty.slot, duty.base.hex()
+        for attempt in range(slot.attempt, -1, -1):
+            entry = self._tools.journal.entry(Slot(slot.task, slot.number, attempt))
+            if (
+                entry.model is not None
+                and entry.base == base
+                and self._tools.blobs.has(BlobId(bytes.fromhex(entry.model)))
+            ):
+                if attempt != slot.attempt:
+                    self._tools.journal.update(
+                        slot,
+                        base=base,
+                        model=entry.model,
+                        received_accuracy=entry.received_accuracy,
+                        post_accuracy=entry.post_accuracy,
+                        loss=entry.loss,
+                        training_s=entry.training_s,
+                    )
+                return BlobId(bytes.fromhex(entry.model))
+        return None
+
+    async def _train_anew(self, duty: Train) -> BlobId:
+        """Train; the model is durable and in the journal before anybody hears of it."""
+        tools, slot = self._tools, duty.slot
+        await tools.exchange.fetch(duty.base, max_bytes=duty.specification.model_bytes)
+        output = tools.scratch / f"trained-{slot.number}-{slot.attempt}.safetensors"
+        _log.info("learning round %d: training from %s", slot.number, duty.base.hex()[:12])
+        result = await tools.trainer.run(
+            training_job(duty.specification, tools, base=tools.blobs.path(duty.base), output=output, slot=slot)
+        )
+        model = await trio.to_thread.run_sync(lambda: tools.blobs.put_file(output, move=True))
+        tools.journal.update(
+            slot,
+            base=duty.base.hex(),
+            model=model.hex(),
+            received_accuracy=result.received_accuracy,
+            post_accuracy=result.post_accuracy,
+            loss=result.loss,
+            training_s=result.seconds,
+        )
+        _log.info(
+            "learning round %d: trained in %.1f s, accuracy %.3f -> %.3f",
+            slot.number,
+            result.seconds,
+            result.received_accuracy,
+            result.post_accuracy,
+        )
+        return model
+
+    async def reveal(self, duty: RevealModel) -> Reveal:
+        """Open the own commitment.
+
+        Raises:
+            NotMine: the model that was committed to is lost.
+        """
+        entry = self._tools.journal.entry(duty.slot)
+        salt = self._salt(duty.slot)
+        if entry.model is None or not self._tools.blobs.has(BlobId(bytes.fromhex(entry.model))):
+            raise NotMine(f"the model of learning round {duty.slot.number} is not in this home any more")
+        model = BlobId(bytes.fromhex(entry.model))
+        if model_commitment(self._tools.chain_id, duty.slot, self._tools.key.account, model, salt) != duty.commitment:
+            raise NotMine(f"learning round {duty.slot.number} has a commitment of this account to another model")
+        return Reveal(duty.slot, model, self._tools.blobs.size(model), salt)
+
+    async def post_probe(self, duty: PostProbe) -> Probe:
+        """Choose samples of the own data to compare models with, and promise them."""
+        samples = await self._own_samples(duty.slot, duty.specification)
+        commitment = probe_commitment(
+            self._tools.chain_id, duty.slot, self._tools.key.account, samples, self._probe_salt(duty.slot)
+        )
+        return Probe(duty.slot, commitment)
+
+    def _probe_salt(self, slot: Slot) -> Hash:
+        return self._tools.key.derive_salt("probe", self._tools.chain_id, slot.to_bytes())
+
+    async def _own_samples(self, slot: Slot, specification: TaskSpecification) -> BlobId:
+        """The own probe of a slot: derived from the key, so the same after a restart."""
+        output = self._tools.scratch / f"probe-{slot.number}-{slot.attempt}.safetensors"
+        seed = self._tools.key.derive_salt("probe-samples", self._tools.chain_id, slot.to_bytes())
+        await self._tools.trainer.run(OwnProbeJob(str(self._tools.shard), seed, specification.psi, str(output)))
+        return await trio.to_thread.run_sync(lambda: self._tools.blobs.put_file(output, move=True))
+
+    async def fetch_and_vote(self, duty: FetchAndVote) -> Available:
+        """Fetch the revealed models and say which are here and well-formed.
+
+        Waits for all of them, but no longer than a share of the phase; and once two thirds are here, the rest gets as
+        long again.
+        """
+        left_s = max(0.0, (duty.deadline_ms - now_ms()) / 1000 * CUT_OFF)
+        started_s = trio.current_time()
+        good: set[int] = set()
+        with trio.move_on_after(left_s) as scope:
+            async with trio.open_nursery() as nursery:
+
+                async def fetch(offered: OfferedModel) -> None:
+                    if await self._fetch_model(offered, duty.specification):
+                        good.add(offered.index)
+                    if 3 * len(good) >= 2 * len(duty.models):
+                        patience_s = max(PATIENCE_FLOOR_S, trio.current_time() - started_s)
+                        scope.deadline = min(scope.deadline, trio.current_time() + patience_s)
+
+                for offered in duty.models:
+                    nursery.start_soon(fetch, offered)
+        return Available(duty.slot, bitmap(good, duty.clients))
+
+    async def _fetch_model(self, offered: OfferedModel, specification: TaskSpecification) -> bool:
+        """Have a model in the store; whether it is a model of the task at all."""
+        peer = self._tools.peers.of_account(offered.account)
+        await self._tools.exchange.fetch(offered.model, max_bytes=offered.size_bytes, first=peer.id if peer else None)
+
+        def check() -> None:
+            parse(self._tools.blobs.get(offered.model), architecture(specification.architecture).table)
+
+        try:
+            await trio.to_thread.run_sync(check)
+        except InvalidWeights as fault:
+            _log.warning("the model of %s is not one of this task: %s", offered.account.hex()[:12], fault)
+            return False
+        return True
+
+    async def aggregate(self, duty: Aggregate) -> AggregateBody:
+        """Compare the included models, cluster them, average each cluster."""
+        opening = None
+        if duty.specification.probe_mode is ProbeMode.AGGREGATOR:
+            samples = await self._own_samples(duty.slot, duty.specification)
+            opening = ProbeOpening(samples, self._probe_salt(duty.slot))
+        await self._fetch_all(duty.models, duty.specification)
+        triangle = await self._compare(duty.specification, duty.models, duty.probe_seed, opening)
+        labels = cluster(matrix_from_triangle(triangle, len(duty.models)), duty.specification.clusters)
+        outputs = await self._average(duty.slot, duty.specification, duty.models, labels)
+        return AggregateBody(duty.slot, triangle, outputs, opening)
+
+    async def attest(self, duty: AttestTo) -> Attest:
+        """Recompute an aggregation: the outputs must be the same bytes, the similarities within the tolerance."""
+        aggregation = duty.aggregation
+        await self._fetch_all(duty.models, duty.specification)
+        none = bytes((len(duty.models) + 7) // 8)
+        outputs = await self._average(duty.slot, duty.specification, duty.models, aggregation.labels)
+        if outputs != aggregation.outputs:
+            return Attest(duty.slot, aggregation.transaction, Fault.OUTPUT_MISMATCH, none)
+        try:
+            if aggregation.opening is not None:
+                await self._fetch_samples(aggregation, duty.deadline_ms)
+            triangle = await self._compare(duty.specification, duty.models, duty.probe_seed, aggregation.opening)
+        except trio.TooSlowError:
+            return Attest(duty.slot, aggregation.transaction, Fault.PROBE_UNAVAILABLE, none)
+        except JobError as error:
+            if error.reason is not RefusalReason.BAD_INPUT or aggregation.opening is None:
+                raise
+            _log.warning("the aggregator's probe can't be used: %s", error.explanation)
+            return Attest(duty.slot, aggregation.transaction, Fault.PROBE_UNAVAILABLE, none)
+        flags = differing(triangle, aggregation.triangle, len(duty.models), duty.specification.tolerance)
+        fault = Fault.MATRIX_MISMATCH if flags else Fault.NONE
+        return Attest(duty.slot, aggregation.transaction, fault, bitmap(flags, len(duty.models)))
+
+    async def _fetch_samples(self, aggregation: Aggregation, deadline_ms: int) -> None:
+        assert aggregation.opening is not None, "only an opened probe has samples"
+        peer = self._tools.peers.of_account(aggregation.aggregator)
+        with trio.fail_after(max(0.0, (deadline_ms - now_ms()) / 1000 * CUT_OFF)):
+            await self._tools.exchange.fetch(
+                aggregation.opening.samples, max_bytes=MAX_SAMPLES_BYTES, first=peer.id if peer else None
+            )
+
+    async def _fetch_all(self, models: tuple[OfferedModel, ...], specification: TaskSpecification) -> None:
+        async with trio.open_nursery() as nursery:
+            for offered in models:
+                nursery.start_soon(self._fetch_model, offered, specification)
+
+    async def _compare(
+        self,
+        specification: TaskSpecification,
+        models: tuple[OfferedModel, ...],
+        seed: Hash,
+        opening: ProbeOpening | None,
+    ) -> bytes:
+        """The similarity matrix of the models on the task's probe, as a triangle."""
+        blobs = self._tools.blobs
+        probe: PublicProbe | ProbeSamples
+        if opening is None:
+            await self._tools.exchange.fetch(specification.probe_set, max_bytes=MAX_SAMPLES_BYTES)
+            probe = PublicProbe(str(blobs.path(specification.probe_set)), seed, specification.psi)
+        else:
+            probe = ProbeSamples(str(blobs.path(opening.samples)))
+        paths = tuple(str(blobs.path(offered.model)) for offered in models)
+        result = await self._tools.trainer.run(MatrixJob(specification.architecture, paths, probe))
+        return result.triangle
+
+    async def _average(
+        self, slot: Slot, specification: TaskSpecification, models: tuple[OfferedModel, ...], labels: tuple[int, ...]
+    ) -> tuple[BlobId, ...]:
+        """The mean of each cluster's models, into the blob store; their ids in the order of labels."""
+        tools = self._tools
+        weights = tuple(offered.samples if specification.weighting is Weighting.SAMPLES else 1 for offered in models)
+        groups = tuple(
+            tuple(index for index, label in enumerate(labels) if label == wanted) for wanted in range(max(labels) + 1)
+        )
+        outputs = [
+            tools.scratch / f"output-{slot.number}-{slot.attempt}-{label}.safetensors" for label in range(len(groups))
+        ]
+        await tools.trainer.run(
+            AggregateJob(
+                specification.architecture,
+                tuple(str(tools.blobs.path(offered.model)) for offered in models),
+                weights,
+                groups,
+                tuple(map(str, outputs)),
+            )
+        )
+        return tuple(
+            [await trio.to_thread.run_sync(lambda path=path: tools.blobs.put_file(path, move=True)) for path in outputs]
+        )
+
+
+def training_job(specification: TaskSpecification, tools: Tools, *, base: Path, output: Path, slot: Slot) -> TrainJob:
+    """The job of one learning round's local training; its seed is the account's own for the slot."""
+    seed = int.from_bytes(tagged_hash("training-seed", tools.key.account, slot.to_bytes())[:4])
+    return TrainJob(
+        specification.architecture,
+        str(base),
+        str(tools.shard),
+        str(output),
+        epochs=specification.epochs,
+        batch_size=specification.batch_size,
+        learning_rate=specification.learning_rate_micro / 10**6,
+        seed=seed,
+        device=tools.device,
+    )
+
+
+def bitmap(positions: set[int], count: int) -> bytes:
+    """Bits of the given positions, least significant first, in as many bytes as `count` positions need."""
+    return sum(1 << position for position in positions).to_bytes((count + 7) // 8, "little")
+
+
+def differing(ours: bytes, theirs: bytes, clients: int, tolerance: int) -> set[int]:
+    """Positions of clients with a similarity that is further from ours than the tolerance.
+
+    Both clients of a pair are named: which of the two was misjudged can't be told from one number.
+    """
+    distance = abs(matrix_from_triangle(ours, clients) - matrix_from_triangle(theirs, clients))
+    return {index for index in range(clients) if (distance[index] > tolerance).any()}

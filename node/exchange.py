@@ -1,0 +1,137 @@
+"""Blobs between nodes: models and probe sets, fetched in checked chunks from whoever has them.
+
+A download resumes after a restart and goes on with the next peer when one fails. What is wrong is noticed with the
+first wrong chunk, since the manifest's hash is the blob's id. The store keeps the files; this module moves them.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+
+import trio
+
+from bflnode.consensus.blob import CHUNK_BYTES, MAX_MANIFEST_BYTES, BlobManifest
+from bflnode.consensus.rejection import Reason, Rejection
+from bflnode.consensus.types import BlobId
+from bflnode.storage.blob_store import BlobStore, Download
+
+from .messages import CHUNKS, MANIFESTS, ChunkRequest, ManifestRequest
+from .network import Network, PeerId, TransportError
+
+_log = logging.getLogger(__name__)
+
+REQUEST_TIMEOUT_S = 10.0
+"""One chunk is 256 KiB: 25 kB/s is the slowest peer worth waiting for."""
+
+RETRY_DELAY_S = 0.25
+"""Pause after all peers were asked in vain: a model may be on its way to one of them."""
+
+MAX_PARALLEL_BLOBS = 4
+"""Blobs fetched at once: more only compete for the one receiving thread."""
+
+MAX_REQUEST_BYTES = 256
+
+
+class Exchange:
+    """Fetches blobs from peers and serves the own ones."""
+
+    def __init__(self, network: Network, blobs: BlobStore, peers: Callable[[], Iterable[PeerId]]) -> None:
+        self._network = network
+        self._blobs = blobs
+        self._peers = peers
+        self._slots = trio.CapacityLimiter(MAX_PARALLEL_BLOBS)
+        self._running: dict[BlobId, trio.Event] = {}
+
+    async def fetch(self, blob: BlobId, *, max_bytes: int, first: PeerId | None = None) -> None:
+        """Have a blob in the store, from any peer; waits as long as nobody has it, so callers cancel.
+
+        Args:
+            blob: its id.
+            max_bytes: refuse a manifest of something larger.
+            first: the peer to ask first, usually the one that made it.
+
+        Raises:
+            StorageError: the disk is at fault.
+        """
+        while not self._blobs.has(blob):
+            other = self._running.get(blob)
+            if other is not None:
+                await other.wait()
+                continue
+            done = self._running[blob] = trio.Event()
+            try:
+                async with self._slots:
+                    fetched = await self._try_peers(blob, max_bytes, first)
+            finally:
+                del self._running[blob]
+                done.set()
+            if not fetched:
+                await trio.sleep(RETRY_DELAY_S)
+
+    async def _try_peers(self, blob: BlobId, max_bytes: int, first: PeerId | None) -> bool:
+        peers = sorted(self._peers(), key=lambda peer: peer != first)
+        for peer in peers:
+            try:
+                await self._fetch_from(peer, blob, max_bytes)
+            except TransportError as error:
+                _log.debug("blob %s not from %s: %s", blob.hex()[:12], peer, error)
+            except Rejection as rejection:
+                self._network.punish(peer, f"blob {blob.hex()[:12]}: {rejection}")
+            else:
+                return True
+        return False
+
+    async def _fetch_from(self, peer: PeerId, blob: BlobId, max_bytes: int) -> None:
+        response = await self._network.request(
+            peer,
+            MANIFESTS,
+            ManifestRequest(blob).to_bytes(),
+            timeout_s=REQUEST_TIMEOUT_S,
+            max_response_bytes=MAX_MANIFEST_BYTES,
+        )
+        manifest = BlobManifest.from_bytes(response, max_bytes=MAX_MANIFEST_BYTES)
+        if manifest.id != blob:
+            raise Rejection(Reason.MALFORMED, fault="the manifest is of another blob", got=manifest.id, expected=blob)
+        if manifest.size > max_bytes:
+            raise Rejection(Reason.TOO_LARGE, size=manifest.size, limit=max_bytes)
+        download = self._blobs.begin_download(blob, manifest)
+        for index in download.missing():
+            await self._fetch_chunk(peer, blob, index, download)
+        download.finish()
+
+    async def _fetch_chunk(self, peer: PeerId, blob: BlobId, index: int, download: Download) -> None:
+        chunk = await self._network.request(
+            peer,
+            CHUNKS,
+            ChunkRequest(blob, index).to_bytes(),
+            timeout_s=REQUEST_TIMEOUT_S,
+            max_response_bytes=CHUNK_BYTES,
+        )
+        download.write_chunk(index, chunk)
+
+    def serve_manifest(self, data: bytes) -> bytes:
+        """Answer a MANIFESTS request.
+
+        Raises:
+            Rejection: malformed, or a blob that isn't here.
+        """
+        request = ManifestRequest.from_bytes(data, max_bytes=MAX_REQUEST_BYTES)
+        self._require(request.blob)
+        return self._blobs.manifest(request.blob).to_bytes()
+
+    def serve_chunk(self, data: bytes) -> bytes:
+        """Answer a CHUNKS request.
+
+        Raises:
+            Rejection: malformed, or a blob or chunk that isn't here.
+        """
+        request = ChunkRequest.from_bytes(data, max_bytes=MAX_REQUEST_BYTES)
+        self._require(request.blob)
+        if request.index >= len(self._blobs.manifest(request.blob).chunks):
+            raise Rejection(
+                Reason.MALFORMED, chunk=request.index, chunks=len(self._blobs.manifest(request.blob).chunks)
+            )
+        return self._blobs.read_chunk(request.blob, request.index)
+
+    def _require(self, blob: BlobId) -> None:
+        if not self._blobs.has(blob):
+            raise Rejection(Reason.UNKNOWN_BLOB, blob=blob)

@@ -1,0 +1,250 @@
+"""The home of a node: which file is where, how keys are kept, and how a new home is made.
+
+HOME/config/config.toml        settings (see `configuration`)
+HOME/config/genesis.json       the chain
+HOME/config/account.key        the account's Ed25519 seed, hexadecimal, mode 0600
+HOME/config/peer.key           the libp2p identity's seed, hexadecimal, mode 0600
+HOME/config/admission.json     a credential that opens the account, where there is one
+HOME/data/chain/               LevelDB
+HOME/data/blobs/               models by content
+HOME/data/rounds/              what this node did in each learning round (see `journal`)
+HOME/data/signer.wal           what this node has signed
+HOME/data/shard.npz            the node's own data, where it is not elsewhere
+HOME/data/test.npz             the global test set, where there is one
+HOME/data/scratch/             files in the making
+HOME/run/                      sockets and logs of the running node
+"""
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from bflnode.consensus.genesis import Genesis, GenesisError, parse_genesis
+from bflnode.consensus.keys import SecretKey, parse_account
+from bflnode.consensus.types import AccountId, Signature
+
+KEY_MODE = 0o600
+"""Key files are for their owner only."""
+
+
+class HomeError(Exception):
+    """A home that can't be used. The message names the file, what is wrong and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Paths of one node's home."""
+
+    root: Path
+
+    @property
+    def configuration_file(self) -> Path:
+        """Settings, TOML."""
+        return self.root / "config" / "config.toml"
+
+    @property
+    def genesis_file(self) -> Path:
+        """The chain's genesis, JSON."""
+        return self.root / "config" / "genesis.json"
+
+    @property
+    def account_key_file(self) -> Path:
+        """Seed of the key that signs transactions and votes."""
+        return self.root / "config" / "account.key"
+
+    @property
+    def peer_key_file(self) -> Path:
+        """Seed of the libp2p identity."""
+        return self.root / "config" / "peer.key"
+
+    @property
+    def admission_file(self) -> Path:
+        """Credential that opens the account."""
+        return self.root / "config" / "admission.json"
+
+    @property
+    def chain(self) -> Path:
+        """Directory of the block store."""
+        return self.root / "data" / "chain"
+
+    @property
+    def blobs(self) -> Path:
+        """Directory of the blob store."""
+        return self.root / "data" / "blobs"
+
+    @property
+    def rounds(self) -> Path:
+        """Directory of the journal."""
+        return self.root / "data" / "rounds"
+
+    @property
+    def signer_wal(self) -> Path:
+        """The signer's write-ahead log."""
+        return self.root / "data" / "signer.wal"
+
+    @property
+    def shard(self) -> Path:
+        """Default place of the node's own data."""
+        return self.root / "data" / "shard.npz"
+
+    @property
+    def test_set(self) -> Path:
+        """The global test set."""
+        return self.root / "data" / "test.npz"
+
+    @property
+    def scratch(self) -> Path:
+        """Files in the making, on the same disk as the blobs that they become."""
+        return self.root / "data" / "scratch"
+
+    @property
+    def run(self) -> Path:
+        """Sockets and logs of the running node."""
+        return self.root / "run"
+
+    @property
+    def address_file(self) -> Path:
+        """Where the running node writes its RPC address and multiaddrs, JSON."""
+        return self.run / "node.json"
+
+    @property
+    def log_file(self) -> Path:
+        """Log of a node that was started in the background."""
+        return self.run / "node.log"
+
+    def require(self) -> Self:
+        """Check that this is an initialised home.
+
+        Raises:
+            HomeError: it is not.
+        """
+        if not self.genesis_file.is_file():
+            raise HomeError(
+                f"{self.root} is not the home of a node ({self.genesis_file} is missing): "
+                "make one with `bflnode init --home DIR --genesis FILE`, or a whole network with `bflnode testnet init`"
+            )
+        return self
+
+    def load_genesis(self) -> Genesis:
+        """Read the chain's genesis.
+
+        Raises:
+            HomeError: unreadable or not a genesis.
+        """
+        return read_genesis(self.genesis_file)
+
+    def load_account_key(self) -> SecretKey:
+        """Read the account's key."""
+        return SecretKey.from_seed(_read_seed(self.account_key_file))
+
+    def load_peer_seed(self) -> bytes:
+        """Read the seed of the libp2p identity."""
+        return _read_seed(self.peer_key_file)
+
+    def load_credential(self) -> Signature | None:
+        """Read the admission credential of this account, if there is one.
+
+        Raises:
+            HomeError: the file is not a credential of this home's account.
+        """
+        if not self.admission_file.exists():
+            return None
+        account, credential = read_credential(self.admission_file)
+        if account != self.load_account_key().account:
+            raise HomeError(f"{self.admission_file} admits another account than this home's: ask for one of your own")
+        return credential
+
+
+def read_genesis(path: Path) -> Genesis:
+    """Read a genesis file.
+
+    Raises:
+        HomeError: unreadable or not a genesis.
+    """
+    try:
+        return parse_genesis(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HomeError(f"cannot read the genesis {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise HomeError(f"the genesis {path} is not text: {error.reason}") from error
+    except GenesisError as error:
+        raise HomeError(f"the genesis {path} is not valid: {error}") from error
+
+
+def read_credential(path: Path) -> tuple[AccountId, Signature]:
+    """Read an admission credential: `{"account": …, "credential": …}`.
+
+    Raises:
+        HomeError: unreadable or malformed.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        account = parse_account(content["account"])
+        credential = bytes.fromhex(content["credential"])
+    except OSError as error:
+        raise HomeError(f"cannot read the admission credential {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HomeError(f"{path} is not an admission credential ({error}): ask for a new one") from error
+    if len(credential) != 64:
+        raise HomeError(f"{path}: a credential has 64 bytes, not {len(credential)}: ask for a new one")
+    return account, Signature(credential)
+
+
+def make_home(root: Path, *, account_seed: bytes | None = None) -> Home:
+    """Make the folders and keys of a new home.
+
+    Args:
+        root: must not hold a home already.
+        account_seed: 32 bytes to take as the account's key; drawn from the system when not given.
+
+    Raises:
+        HomeError: there is a home already, or the folder can't be written.
+    """
+    home = Home(root)
+    if home.account_key_file.exists():
+        raise HomeError(f"{root} already holds a node's keys: take another --home, or go on with this one")
+    try:
+        for directory in (home.configuration_file.parent, home.rounds, home.run):
+            directory.mkdir(parents=True, exist_ok=True)
+        write_seed(home.account_key_file, account_seed or secrets.token_bytes(32))
+        write_seed(home.peer_key_file, secrets.token_bytes(32))
+    except OSError as error:
+        raise HomeError(f"cannot make a home in {root}: {error.strerror}: choose a folder you may write") from error
+    return home
+
+
+def write_seed(path: Path, seed: bytes) -> None:
+    """Write a key file that nobody else can read, and never over an existing one."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, KEY_MODE)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(seed.hex() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_seed(path: Path) -> bytes:
+    try:
+        mode = path.stat().st_mode & 0o777
+        text = path.read_text(encoding="ascii").strip()
+        seed = bytes.fromhex(text)
+    except OSError as error:
+        raise HomeError(f"cannot read the key {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise HomeError(f"the key {path} is not 64 hexadecimal digits: restore it from a backup") from error
+    if mode & 0o077:
+        raise HomeError(f"the key {path} can be read by others (mode {mode:o}): run `chmod 600 {path}`")
+    if len(seed) != 32:
+        raise HomeError(f"the key {path} has {len(seed)} bytes instead of 32: restore it from a backup")
+    return seed
+
+
+def read_secret_key(path: Path) -> SecretKey:
+    """Read a key file, for instance a network's admission key.
+
+    Raises:
+        HomeError: unreadable, readable by others, or not a key.
+    """
+    return SecretKey.from_seed(_read_seed(path))

@@ -1,0 +1,137 @@
+"""What nodes say to each other: protocol ids and the records that travel under them.
+
+Transport is `network`'s business; here bytes become typed messages once, at the edge. Protocol ids carry a version:
+a change that an old node would misread gets a new one.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from bflnode.consensus.block import MAX_BLOCK_BYTES, Block, Commit
+from bflnode.consensus.encoding import encode
+from bflnode.consensus.records import Record
+from bflnode.consensus.transaction import Transaction
+from bflnode.consensus.types import AccountId, AtMost, Between, BlobId, BlockId, ChainId, Signature, Unsigned
+
+PROPOSALS = "/bflnode/proposals/1"
+VOTES = "/bflnode/votes/1"
+TRANSACTIONS = "/bflnode/transactions/1"
+STATUS = "/bflnode/status/1"
+PUSHES = (PROPOSALS, VOTES, TRANSACTIONS, STATUS)
+"""One-way messages over streams that stay open."""
+
+HELLO = "/bflnode/hello/1"
+BLOCKS = "/bflnode/blocks/1"
+PENDING = "/bflnode/pending/1"
+MANIFESTS = "/bflnode/manifests/1"
+CHUNKS = "/bflnode/chunks/1"
+REQUESTS = (HELLO, BLOCKS, PENDING, MANIFESTS, CHUNKS)
+"""Requests with one response each."""
+
+MAX_PUSH_BYTES = MAX_BLOCK_BYTES + 256 * 1024
+"""Largest pushed message: a re-proposal carries a block and its certificate."""
+
+MAX_GOSSIP_BYTES = 60_000
+"""Largest gossip message: below 64 kB one is a single frame (py-libp2p interleaves larger ones)."""
+
+MAX_BATCH = 256
+"""Transactions in one message."""
+
+MAX_ADDRESSES = 32
+"""Addresses of other peers in a hello."""
+
+BLOCKS_PER_REQUEST = 32
+"""Blocks asked for at once while catching up."""
+
+MAX_BLOCKS_RESPONSE_BYTES = 4 * 1024 * 1024
+"""A response holds as many blocks as fit, at least one."""
+
+
+def transactions_topic(chain_id: ChainId) -> str:
+    """GossipSub topic of transactions that wait."""
+    return f"/bflnode/{chain_id.hex()}/transactions/1"
+
+
+def blocks_topic(chain_id: ChainId) -> str:
+    """GossipSub topic of final blocks."""
+    return f"/bflnode/{chain_id.hex()}/blocks/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Record):
+    """Who a peer is. The signature binds the account to the libp2p identity of this connection."""
+
+    chain_id: ChainId
+    version: Annotated[str, AtMost(32)]
+    account: AccountId
+    height: Unsigned
+    addresses: Annotated[tuple[Annotated[str, AtMost(256)], ...], AtMost(MAX_ADDRESSES)]
+    signature: Signature
+
+
+def hello_payload(peer_id: str, account: AccountId) -> bytes:
+    """What the account signs (kind "hello"): the peer id that speaks for it."""
+    return encode((peer_id, account))
+
+
+@dataclass(frozen=True, slots=True)
+class RoundVotes(Record):
+    """Which votes of one round of agreement a node has: bit i (LSB first) is validator i."""
+
+    round: Annotated[int, Between(0, 1_000_000)]
+    has_proposal: bool
+    prevotes: Annotated[bytes, AtMost(32)]
+    precommits: Annotated[bytes, AtMost(32)]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch(Record):
+    """Several transactions."""
+
+    transactions: Annotated[tuple[Transaction, ...], AtMost(MAX_BATCH)]
+
+
+@dataclass(frozen=True, slots=True)
+class FinalBlock(Record):
+    """A block with the commit that makes it final."""
+
+    block: Block
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True)
+class FinalBlocks(Record):
+    """Consecutive final blocks."""
+
+    blocks: Annotated[tuple[FinalBlock, ...], AtMost(BLOCKS_PER_REQUEST)]
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement(Record):
+    """A new tip, for nodes that no validator is connected to; the block is asked for."""
+
+    height: Unsigned
+    block_id: BlockId
+
+
+@dataclass(frozen=True, slots=True)
+class BlocksRequest(Record):
+    """Asks for blocks from a height on."""
+
+    start: Unsigned
+    count: Annotated[int, Between(1, BLOCKS_PER_REQUEST)]
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRequest(Record):
+    """Asks for the manifest of a blob."""
+
+    blob: BlobId
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRequest(Record):
+    """Asks for one chunk of a blob."""
+
+    blob: BlobId
+    index: Unsigned

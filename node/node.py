@@ -1,0 +1,306 @@
+"""One running node: the parts and how they are connected. Nothing is decided here.
+
+network --pushes--> agreement driver --blocks--> chain --changed--> participant (duties)
+   |                     ^                                              |
+   +--transactions--> mempool <----------- transactions ---------------+
+   +--requests--> chain store, blob store
+"""
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+
+import trio
+
+from bflnode.consensus.agreement import MAX_STATUS_BYTES, Status
+from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote
+from bflnode.consensus.rejection import Premature, Reason, Rejection
+from bflnode.consensus.tables import current_validators
+from bflnode.storage.blob_store import BlobStore
+from bflnode.storage.chain_store import ChainStore
+from bflnode.storage.home_lock import HomeLock
+from bflnode.storage.signer_wal import SignerWal
+
+from .agreement_driver import AgreementDriver, FinalBlockReceived, Outlets, StatusReceived
+from .chain import Chain
+from .configuration import Configuration, shard_path
+from .controls import Controls
+from .duty_work import Tools
+from .exchange import Exchange
+from .home import Home, HomeError
+from .journal import Journal
+from .mempool import Mempool
+from .messages import (
+    BLOCKS,
+    CHUNKS,
+    HELLO,
+    MANIFESTS,
+    MAX_GOSSIP_BYTES,
+    MAX_PUSH_BYTES,
+    PENDING,
+    PROPOSALS,
+    PUSHES,
+    REQUESTS,
+    STATUS,
+    TRANSACTIONS,
+    VOTES,
+    FinalBlock,
+    blocks_topic,
+    transactions_topic,
+)
+from .network import Network, NetworkConfig, PeerId, TransportError, open_network
+from .node_clock import now_ms
+from .participant import Participant
+from .peers import Peers
+from .synchroniser import Synchroniser, serve_blocks
+from .trainer import Trainer, open_trainer
+from .transaction_relay import TransactionRelay
+from .worker_start import worker_starter
+
+_log = logging.getLogger(__name__)
+
+MAX_VOTE_BYTES = 512
+"""A vote is about 150 bytes."""
+
+MAX_FINALS = 8
+"""Final blocks that wait to be gossiped: later ones make them superfluous."""
+
+PENDING_TIMEOUT_S = 5.0
+"""How long a new peer may take to say which transactions wait at its place."""
+
+
+class Node:
+    """The parts of a running node, for whoever needs to look at them; made by `open_node`.
+
+    Also what the network calls: messages go to the part that they concern. Only HELLO is answered to a connection
+    that hasn't said hello.
+    """
+
+    def __init__(self, home: Home, configuration: Configuration, stack: AsyncExitStack) -> None:
+        self.home = home
+        self.configuration = configuration
+        self.version = version("bflnode")
+        self.started_ms = now_ms()
+        genesis = home.load_genesis()
+        self.key = home.load_account_key()
+        stack.enter_context(HomeLock(home.root))
+        self.chain = Chain(stack.enter_context(open_store(home)))
+        self.blobs = BlobStore(home.blobs)
+        self.journal = Journal(home.rounds)
+        self._wal = stack.enter_context(SignerWal(home.signer_wal, self.key, genesis.chain_id))
+        self.mempool = Mempool(
+            lambda transaction: self.chain.check(transaction, now_ms()),
+            lambda rejection: isinstance(rejection, Premature),
+            trio.current_time,
+        )
+        self._is_ready = trio.Event()
+        self._finals, self._finals_to_publish = trio.open_memory_channel[bytes](MAX_FINALS)
+        self.network: Network
+        self.peers: Peers
+        self.agreement: AgreementDriver
+        self.synchroniser: Synchroniser
+        self.relay: TransactionRelay
+        self.exchange: Exchange
+        self.trainer: Trainer
+        self.participant: Participant
+
+    async def connect(self, stack: AsyncExitStack) -> None:
+        """Open the network and build the parts that need it."""
+        genesis = self.chain.genesis
+        p2p = self.configuration.p2p
+        config = NetworkConfig(
+            identity_seed=self.home.load_peer_seed(),
+            listen=(f"/ip4/{p2p.host}/tcp/{p2p.port}",),
+            topics=(transactions_topic(genesis.chain_id), blocks_topic(genesis.chain_id)),
+            pushes=PUSHES,
+            requests=REQUESTS,
+            max_peers=p2p.max_peers,
+        )
+        self.network = await stack.enter_async_context(open_network(config, self))
+        self.trainer = await stack.enter_async_context(
+            open_trainer(self.home.run, worker_starter(self.configuration.training.threads))
+        )
+        self.peers = Peers(self.network, self.key, genesis.chain_id, self.version, lambda: self.chain.height)
+        outlets = Outlets(
+            push=self.network.push,
+            peers=self.peers.ids,
+            decided=self._decided,
+            behind=lambda peer, height: self.synchroniser.notice(peer, height - 1),
+            now_ms=now_ms,
+        )
+        self.agreement = AgreementDriver(self.chain, self.key.account, self._wal, self.mempool, outlets)
+        self.synchroniser = Synchroniser(self.chain, self.network, self.peers, self.agreement)
+        self.relay = TransactionRelay(genesis.chain_id, self.network, self.peers, self.mempool, self.agreement)
+        self.exchange = Exchange(self.network, self.blobs, self.peers.ids)
+        self.participant = self._make_participant()
+        self._is_ready.set()
+
+    def _make_participant(self) -> Participant:
+        training = self.configuration.training
+        tools = Tools(
+            chain_id=self.chain.genesis.chain_id,
+            key=self.key,
+            blobs=self.blobs,
+            exchange=self.exchange,
+            peers=self.peers,
+            trainer=self.trainer,
+            journal=self.journal,
+            shard=shard_path(self.home, self.configuration),
+            scratch=self.home.scratch,
+            device=training.device,
+        )
+        test_set = self.home.test_set if self.home.test_set.exists() else None
+        return Participant(
+            self.chain,
+            self.relay,
+            tools,
+            credential=self.home.load_credential(),
+            is_client=training.enabled,
+            controls=Controls(tools, test_set) if training.enabled and training.control else None,
+        )
+
+    async def run(self) -> None:
+        """Keep everything going until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.agreement.run)
+            nursery.start_soon(self.synchroniser.run)
+            nursery.start_soon(self.relay.run)
+            nursery.start_soon(self.participant.run)
+            nursery.start_soon(self._publish_blocks)
+            for address in self.configuration.p2p.persistent_peers:
+                self._remember(address)
+
+    def _remember(self, address: str) -> None:
+        try:
+            self.network.remember(address)
+        except TransportError as error:
+            raise HomeError(f"peer address {address!r}: {error} (--peer or p2p.persistent_peers)") from error
+
+    def _decided(self, block: Block, commit: Commit) -> None:
+        """A block is final here; its proposer gossips it where not every validator is connected to it."""
+        _log.info("block %d %s: %d transactions", block.height, block.id.hex()[:12], len(block.transactions))
+        accounts = {peer.account for peer in self.peers.all()} | {self.key.account}
+        validators = current_validators(self.chain.tree)
+        if block.header.proposer == self.key.account and any(
+            account not in accounts for account in validators.accounts
+        ):
+            data = FinalBlock(block, commit).to_bytes()
+            if len(data) <= MAX_GOSSIP_BYTES:
+                with contextlib.suppress(trio.WouldBlock):  # gossip is best effort: peers also ask
+                    self._finals.send_nowait(data)
+        if self.key.account not in validators:
+            self._tell_peers()
+
+    def _tell_peers(self) -> None:
+        status = self.agreement.machine.status().to_bytes()
+        for peer in self.peers.ids():
+            self.network.push(peer, STATUS, status)
+
+    # What the network calls
+
+    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> None:
+        """Take gossip: waiting transactions, or a final block."""
+        if not self._is_ready.is_set():
+            return
+        if topic == transactions_topic(self.chain.genesis.chain_id):
+            self.relay.receive(data)
+        else:
+            final = FinalBlock.from_bytes(data, max_bytes=MAX_PUSH_BYTES)
+            self.agreement.deliver(FinalBlockReceived(final, trio.Event()))
+
+    def on_push(self, protocol: str, sender: PeerId, data: bytes) -> None:
+        """Take a pushed message of a greeted peer."""
+        if not self._is_ready.is_set() or self.peers.get(sender) is None:
+            return
+        if protocol == TRANSACTIONS:
+            self.relay.receive(data)
+        elif protocol == VOTES:
+            self.agreement.deliver(Vote.from_bytes(data, max_bytes=MAX_VOTE_BYTES))
+        elif protocol == PROPOSALS:
+            self.agreement.deliver(ProposalMessage.from_bytes(data, max_bytes=MAX_PUSH_BYTES))
+        elif protocol == STATUS:
+            status = Status.from_bytes(data, max_bytes=MAX_STATUS_BYTES)
+            self.synchroniser.notice(sender, status.height - 1)
+            self.agreement.deliver(StatusReceived(status, sender))
+
+    async def on_request(self, protocol: str, sender: PeerId, data: bytes) -> bytes:
+        """Answer a peer."""
+        await self._is_ready.wait()
+        if protocol == HELLO:
+            return self.peers.answer(sender, data)
+        if self.peers.get(sender) is None:
+            raise Rejection(Reason.NOT_GREETED, protocol=protocol)
+        if protocol == BLOCKS:
+            return await trio.to_thread.run_sync(serve_blocks, self.chain.store, data)
+        if protocol == PENDING:
+            return self.relay.pending()
+        if protocol == MANIFESTS:
+            return self.exchange.serve_manifest(data)
+        if protocol == CHUNKS:
+            return self.exchange.serve_chunk(data)
+        raise Rejection(Reason.UNSUPPORTED, protocol=protocol)
+
+    async def on_connected(self, peer: PeerId) -> None:
+        """Greet a new connection, and learn what waits at its place."""
+        await self._is_ready.wait()
+        if not await self.peers.greet(peer):
+            return
+        known = self.peers.get(peer)
+        if known is not None:
+            self.synchroniser.notice(peer, known.height)
+        try:
+            pending = await self.network.request(
+                peer, PENDING, b"", timeout_s=PENDING_TIMEOUT_S, max_response_bytes=MAX_GOSSIP_BYTES
+            )
+            self.relay.receive(pending)
+        except TransportError as error:
+            _log.info("no pending transactions from %s: %s", peer, error)
+        except Rejection as rejection:
+            self.network.punish(peer, f"pending transactions: {rejection}")
+        self.network.push(peer, STATUS, self.agreement.machine.status().to_bytes())
+
+    async def on_disconnected(self, peer: PeerId) -> None:
+        """A peer is gone."""
+        await self._is_ready.wait()
+        self.peers.forget(peer)
+
+    async def _publish_blocks(self) -> None:
+        async for data in self._finals_to_publish:
+            await self.network.publish(blocks_topic(self.chain.genesis.chain_id), data)
+
+
+@asynccontextmanager
+async def open_node(home: Home, configuration: Configuration) -> AsyncIterator[Node]:
+    """A node with its network open; `run` makes it go. Everything is closed with the context.
+
+    Raises:
+        HomeError: the home can't be used.
+        StorageError: the disk is at fault, or another process uses the home.
+        TransportError: it can't listen.
+    """
+    async with AsyncExitStack() as stack:
+        node = Node(home.require(), configuration, stack)
+        await node.connect(stack)
+        yield node
+
+
+def open_store(home: Home) -> ChainStore:
+    """The block store of a home, made when there is none; it must be of the home's genesis.
+
+    Raises:
+        HomeError: it is of another chain.
+        StorageError: it can't be read.
+    """
+    genesis = home.load_genesis()
+    if not home.chain.exists():
+        return ChainStore.create(home.chain, genesis)
+    store = ChainStore.open(home.chain)
+    if store.genesis.chain_id != genesis.chain_id:
+        store.close()
+        raise HomeError(
+            f"{home.genesis_file} is of chain {genesis.chain_id.hex()[:16]}, but {home.chain} holds "
+            f"{store.genesis.chain_id.hex()[:16]}: put back the right genesis, or use a new --home"
+        )
+    return store

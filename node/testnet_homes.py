@@ -1,0 +1,377 @@
+"""The folders of a testnet: one genesis, one home a node, one data set spread over them.
+
+    DIR/genesis.json            the chain
+    DIR/admission.key           signs newcomers in, mode 0600
+    DIR/testnet.json            what was asked for, and the names of the nodes
+    DIR/node0 … node{N-1}       homes (see `home`)
+    DIR/spare/shard0.npz …      data for nodes that come later
+    DIR/blobs/                  initial model and probe set, to give to newcomers
+
+Starting and stopping processes is `testnet`'s business.
+"""
+
+import json
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import base58
+import tomli_w
+from nacl.signing import SigningKey
+
+from bflnode.consensus.block import Validator
+from bflnode.consensus.genesis import (
+    Genesis,
+    GenesisAccount,
+    GenesisTask,
+    Mode,
+    default_deadlines,
+    default_parameters,
+    format_genesis,
+)
+from bflnode.consensus.hashing import tagged_hash
+from bflnode.consensus.keys import account_text, admission_payload
+from bflnode.consensus.task import Deadlines, ProbeMode, TaskSpecification, Weighting
+from bflnode.consensus.types import TOKEN, AccountId, BlobId
+from bflnode.fl import architectures, datasets, partition, prototypes
+from bflnode.fl.samples import DatasetError, LabelledData, Shard
+from bflnode.storage.blob_store import BlobStore
+
+from .configuration import load_configuration
+from .home import Home, HomeError, make_home, read_secret_key, write_seed
+
+STAKE = 5 * TOKEN
+"""Initial stake of a client (Li et al., table 1): bonded for validators, free for newcomers."""
+
+POCKET = 1 * TOKEN
+"""Free tokens of a validator at the start, to pay for transfers."""
+
+SPARE_SHARDS = 3
+"""Shards kept for nodes that come later."""
+
+ADMISSION_POOL = 100 * STAKE
+"""Newcomers that a testnet can admit: a hundred."""
+
+MIN_SHARD_TRAIN = 10
+"""Fewest training samples of a node, as in the papers' protocol."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestnetOptions:
+    """What a testnet shall be. Defaults are the demo's: five nodes, BFLN's settings, digits.
+
+    Attributes:
+        dataset: a kind of `fl.datasets`.
+        dataset_path: where it is, for kinds that need it.
+        alpha: Dirichlet concentration of the labels over nodes; 0 spreads them evenly (IID).
+        architecture: id of a built-in model; chosen by the data when empty.
+        samples: training samples to use at most; 0 uses all.
+        seed: of everything that is drawn but keys.
+        learning_rate_micro: learning rate in millionths.
+        base_port: first of consecutive ports; 0 takes free ones.
+    """
+
+    validators: int = 5
+    rounds: int = 5
+    dataset: str = "digits"
+    dataset_path: str = ""
+    alpha: float = 0.5
+    clusters: int = 2
+    architecture: str = ""
+    samples: int = 0
+    epochs: int = 5
+    batch_size: int = 64
+    learning_rate_micro: int = 1000
+    probe_mode: str = "public"
+    weighting: str = "uniform"
+    psi: int = 32
+    seed: int = 1
+    base_port: int = 0
+    control: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Testnet:
+    """A testnet on disk."""
+
+    directory: Path
+    options: TestnetOptions
+    nodes: tuple[str, ...]
+
+    def home(self, name: str) -> Home:
+        """The home of a node.
+
+        Raises:
+            HomeError: there is no node of that name.
+        """
+        if name not in self.nodes:
+            raise HomeError(f"{self.directory} has no node {name!r}: it has {', '.join(self.nodes)}")
+        return Home(self.directory / name)
+
+    @property
+    def homes(self) -> tuple[Home, ...]:
+        """All homes, in order."""
+        return tuple(Home(self.directory / name) for name in self.nodes)
+
+
+def load_testnet(directory: Path) -> Testnet:
+    """Read what is in a testnet's folder.
+
+    Raises:
+        HomeError: it is none.
+    """
+    path = directory / "testnet.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Testnet(directory, TestnetOptions(**content["options"]), tuple(content["nodes"]))
+    except OSError as error:
+        raise HomeError(
+            f"{directory} is not a testnet ({path}: {error.strerror}): make one with `bflnode testnet init -o {directory}`"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise HomeError(f"{path} is damaged ({error}): make a new testnet in another folder") from error
+
+
+def make_testnet(directory: Path, options: TestnetOptions) -> Testnet:
+    """Make homes, genesis and data.
+
+    Raises:
+        HomeError: the folder is in use or can't be written.
+        DatasetError: the data can't be read or spread over so many nodes.
+        UnknownArchitecture: no such model.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise HomeError(f"{directory} is not empty: choose a new folder with -o, or remove it")
+    data = _load_data(options)
+    homes = []
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for index in range(options.validators):
+            homes.append(make_home(directory / f"node{index}"))
+        blobs = BlobStore(directory / "blobs")
+        genesis = _make_genesis(directory, options, data, homes, blobs)
+        (directory / "genesis.json").write_text(format_genesis(genesis), encoding="utf-8")
+        ports = _ports(options.base_port, 2 * options.validators)
+        addresses = [peer_address(home, ports[2 * index]) for index, home in enumerate(homes)]
+        for index, home in enumerate(homes):
+            others = [address for address in addresses if address != addresses[index]]
+            _fill_home(directory, home, others, (ports[2 * index], ports[2 * index + 1]), options)
+            datasets.save_shard(home.shard, data.shards[index])
+        for index, shard in enumerate(data.shards[options.validators :]):
+            (directory / "spare").mkdir(exist_ok=True)
+            datasets.save_shard(directory / "spare" / f"shard{index}.npz", shard)
+    except OSError as error:
+        raise HomeError(f"cannot make a testnet in {directory}: {error.strerror}: {error.filename}") from error
+    testnet = Testnet(directory, options, tuple(home.root.name for home in homes))
+    _save(testnet)
+    return testnet
+
+
+def add_node(testnet: Testnet) -> tuple[Testnet, Home]:
+    """Make and admit one more home: a new account with a credential, the next spare shard, all peers' addresses.
+
+    Raises:
+        HomeError: no spare shard is left, or the folder can't be written.
+    """
+    directory = testnet.directory
+    spare = sorted((directory / "spare").glob("shard*.npz"))
+    if not spare:
+        raise HomeError(f"{directory}/spare holds no more data: give a node its own with `bflnode init --shard FILE`")
+    taken = [int(name.removeprefix("node")) for name in testnet.nodes]
+    home = make_home(directory / f"node{max(taken) + 1}")
+    ports = _ports(0, 2)
+    addresses = [peer_address(other, load_configuration(other).p2p.port) for other in testnet.homes]
+    _fill_home(directory, home, addresses, (ports[0], ports[1]), testnet.options)
+    spare[0].rename(home.shard)
+    write_credential(
+        home.admission_file, directory / "admission.key", home.load_genesis(), home.load_account_key().account
+    )
+    grown = replace(testnet, nodes=(*testnet.nodes, home.root.name))
+    _save(grown)
+    return grown, home
+
+
+def write_credential(path: Path, admission_key: Path, genesis: Genesis, account: AccountId) -> None:
+    """Sign an account in: the credential that opens it with the initial stake.
+
+    Raises:
+        HomeError: the key file is no admission key of this chain.
+    """
+    key = read_secret_key(admission_key)
+    if key.account != genesis.admission_key:
+        raise HomeError(f"{admission_key} is not the admission key of chain {genesis.chain_id.hex()[:16]}")
+    credential = key.sign("admit", genesis.chain_id, admission_payload(account))
+    content = {"account": account_text(account), "credential": credential.hex()}
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def peer_address(home: Home, port: int, host: str = "127.0.0.1") -> str:
+    """The full multiaddr of a node, from its libp2p key.
+
+    The id of an Ed25519 peer is its public key itself: an identity multihash over the key's protobuf.
+    """
+    public = bytes(SigningKey(home.load_peer_seed()).verify_key)
+    identity = base58.b58encode(bytes.fromhex("002408011220") + public).decode("ascii")
+    return f"/ip4/{host}/tcp/{port}/p2p/{identity}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Data:
+    shards: tuple[Shard, ...]
+    held: partition.HeldOut
+    architecture: architectures.Architecture
+
+
+def _load_data(options: TestnetOptions) -> _Data:
+    path = Path(options.dataset_path).expanduser() if options.dataset_path else None
+    share = 0.35 if options.dataset == "digits" else datasets.TEST_SHARE
+    whole = datasets.load(options.dataset, path, datasets.LoadOptions(seed=options.seed, test_share=share))
+    if options.samples and options.samples < len(whole.train):
+        tests = max(1, min(len(whole.test), options.samples))
+        whole = Shard(
+            partition.subset(whole.train, options.samples, options.seed),
+            partition.subset(whole.test, tests, options.seed),
+        )
+    held = partition.hold_out(whole, **_held_out_sizes(whole), seed=options.seed)
+    clients = options.validators + SPARE_SHARDS
+    spread = partition.Spread(clients=clients, seed=options.seed, min_train=MIN_SHARD_TRAIN)
+    if options.alpha > 0:
+        parts = partition.dirichlet(held.rest, options.alpha, spread)
+    else:
+        parts = partition.iid(held.rest, spread)
+    shape = "x".join(str(side) for side in whole.input_shape)
+    default = "mlp" if options.dataset == "digits" else "cnn"
+    name = options.architecture or f"{default}/{shape}/{whole.classes}"
+    architecture = architectures.architecture(name)
+    if architecture.input_shape != whole.input_shape or architecture.classes != whole.classes:
+        raise DatasetError(
+            f"architecture {name} doesn't fit the data: {options.dataset} has {shape} and {whole.classes} classes"
+        )
+    return _Data(partition.shards_of(held.rest, parts), held, architecture)
+
+
+def _held_out_sizes(whole: Shard) -> dict[str, int]:
+    """A third of the test data for the probe set, a quarter for the global test, a tenth for validation, within bounds."""
+    tests = len(whole.test)
+    return {
+        "probe": min(tests // 3, 64 * whole.classes, prototypes.MAX_SAMPLES),
+        "validation": min(max(1, tests // 10), 1_000),
+        "global_test": min(tests // 4, 2_000),
+    }
+
+
+def _make_genesis(
+    directory: Path, options: TestnetOptions, data: _Data, homes: Sequence[Home], blobs: BlobStore
+) -> Genesis:
+    write_seed(directory / "admission.key", secrets.token_bytes(32))
+    admission = read_secret_key(directory / "admission.key").account
+    accounts = sorted(home.load_account_key().account for home in homes)
+    initial_model = blobs.put(data.architecture.initial_weights(options.seed))
+    probe_set = _put_samples(blobs, data.held.probe)
+    validation_set = _put_samples(blobs, data.held.validation)
+    _save_test_set(directory / "test.npz", data.held.global_test)
+    specification = _specification(options, data.architecture, (initial_model, probe_set, validation_set))
+    return Genesis(
+        name=f"testnet-{directory.name}"[:64],
+        time_ms=int(time.time() * 1000),
+        mode=Mode.CACC,
+        parameters=replace(default_parameters(), admission_amount=STAKE),
+        accounts=tuple(GenesisAccount(account, POCKET) for account in accounts),
+        validators=tuple(Validator(account, STAKE) for account in accounts),
+        queue=(),
+        admission_key=admission,
+        admission_pool=ADMISSION_POOL,
+        tasks=(GenesisTask(specification, accounts[0], specification.reward * specification.rounds),),
+        beacon=tagged_hash("first-beacon", options.seed.to_bytes(8, "big")),
+    )
+
+
+def _specification(
+    options: TestnetOptions, architecture: architectures.Architecture, files: tuple[BlobId, BlobId, BlobId]
+) -> TaskSpecification:
+    initial_model, probe_set, validation_set = files
+    return TaskSpecification(
+        name=options.dataset[:64],
+        architecture=architecture.id,
+        classes=architecture.classes,
+        model_bytes=architecture.size_bytes,
+        initial_model=initial_model,
+        rounds=options.rounds,
+        reward=20 * TOKEN,
+        clients_min=options.validators,
+        clients_max=max(20, options.validators + SPARE_SHARDS),
+        clusters=options.clusters,
+        rho=2,
+        psi=options.psi,
+        probe_mode=ProbeMode[options.probe_mode.upper()],
+        probe_set=probe_set,
+        validation_set=validation_set,
+        weighting=Weighting[options.weighting.upper()],
+        tolerance=10,
+        deadlines=_local_deadlines(),
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        learning_rate_micro=options.learning_rate_micro,
+    )
+
+
+def _local_deadlines() -> Deadlines:
+    """Deadlines for one machine: a node that is gone is noticed in seconds, one that trains has minutes."""
+    return replace(
+        default_deadlines(),
+        registration_ms=120_000,
+        commit_ms=600_000,
+        reveal_ms=10_000,
+        available_ms=30_000,
+        aggregate_ms=15_000,
+        attest_ms=30_000,
+        grace_floor_ms=2_000,
+    )
+
+
+def _put_samples(blobs: BlobStore, data: LabelledData) -> BlobId:
+    return blobs.put(prototypes.serialize_samples(data.inputs, data.labels))
+
+
+def _save_test_set(path: Path, data: LabelledData) -> None:
+    """A shard file whose both halves are the same: one format for all data files."""
+    datasets.save_shard(path, Shard(data, data))
+
+
+def _fill_home(
+    directory: Path, home: Home, peers: Sequence[str], ports: tuple[int, int], options: TestnetOptions
+) -> None:
+    """Give a home the genesis, the task's files, the test set and its settings."""
+    shutil.copy(directory / "genesis.json", home.genesis_file)
+    shutil.copy(directory / "test.npz", home.test_set)
+    shutil.copytree(directory / "blobs", home.blobs)
+    settings: dict[str, Any] = {
+        "name": home.root.name,
+        "p2p": {"host": "127.0.0.1", "port": ports[0], "persistent_peers": list(peers)},
+        "rpc": {"host": "127.0.0.1", "port": ports[1]},
+        "training": {"control": options.control},
+    }
+    home.configuration_file.write_text(tomli_w.dumps(settings), encoding="utf-8")
+
+
+def _ports(base: int, count: int) -> list[int]:
+    """Consecutive ports from `base`, or free ones."""
+    if base:
+        return list(range(base, base + count))
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
+
+
+def _save(testnet: Testnet) -> None:
+    content = {"options": asdict(testnet.options), "nodes": list(testnet.nodes)}
+    path = testnet.directory / "testnet.json"
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -164,6 +164,17 @@ def test_chunk_of_a_partial_file_that_changed_on_disk_is_fetched_again(store: Bl
     assert store.get(MANIFEST.id) == MODEL
 
 
+def test_bytes_behind_the_end_of_a_partial_file_never_get_into_the_blob(store: BlobStore) -> None:
+    store.begin_download(MANIFEST.id, MANIFEST)
+    with (store.root / "partial" / MANIFEST.id.hex()).open("ab") as file:
+        file.write(bytes(CHUNK_BYTES + 1))
+    download = store.begin_download(MANIFEST.id, MANIFEST)
+    for index in download.missing():
+        download.write_chunk(index, chunk(index))
+    download.finish()
+    assert store.get(MANIFEST.id) == MODEL
+
+
 @pytest.mark.parametrize(
     ("index", "data", "reason"),
     [

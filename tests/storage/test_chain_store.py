@@ -171,6 +171,9 @@ def test_block_that_does_not_follow_the_tip_is_a_programming_error(store: ChainS
     other, _, other_changes = transfer_block(store, store.load_state(), 1)
     with pytest.raises(AssertionError, match="another block"):
         store.append(other, commit, other_changes)
+    orphan = replace(other, header=replace(other.header, parent=BlockId(bytes(32))))
+    with pytest.raises(AssertionError, match="another parent"):
+        store.append(orphan, replace(commit, height=2, block_id=orphan.id), other_changes)
     assert store.tip().height == 1
 
 

@@ -165,14 +165,13 @@ def test_chunk_of_a_partial_file_that_changed_on_disk_is_fetched_again(store: Bl
 
 
 def test_bytes_behind_the_end_of_a_partial_file_never_get_into_the_blob(store: BlobStore) -> None:
-    store.begin_download(MANIFEST.id, MANIFEST)
-    with (store.root / "partial" / MANIFEST.id.hex()).open("ab") as file:
-        file.write(bytes(CHUNK_BYTES + 1))
+    (store.root / "partial" / MANIFEST.id.hex()).write_bytes(MODEL + b"more")
     download = store.begin_download(MANIFEST.id, MANIFEST)
     for index in download.missing():
         download.write_chunk(index, chunk(index))
     download.finish()
     assert store.get(MANIFEST.id) == MODEL
+    assert store.size(MANIFEST.id) == len(MODEL)
 
 
 @pytest.mark.parametrize(

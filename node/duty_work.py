@@ -6,6 +6,7 @@ found in the blob store and the journal.
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -71,21 +72,8 @@ MAX_SAMPLES_BYTES = 256 * 1024 * 1024
 """Largest probe set or published probe that is fetched."""
 
 
-class NotMine(Exception):
+class CannotFulfilError(Exception):
     """A duty that this node can't do, and why. It isn't tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recomputed:
-    """An aggregation as this node computed it.
-
-    Attributes:
-        triangle: strict upper triangle of the similarity matrix.
-        outputs: id of the aggregated model of each cluster, in the order of labels.
-    """
-
-    triangle: bytes
-    outputs: tuple[BlobId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,25 +97,25 @@ class DutyWork:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        self._recomputed: dict[tuple[Hash, tuple[int, ...]], Recomputed] = {}
         tools.scratch.mkdir(parents=True, exist_ok=True)
 
     async def register(self, duty: Register) -> TaskRegister:
         """Summarise the own data: samples, labels, and a commitment to the file.
 
         Raises:
-            NotMine: there is no data, or it doesn't fit the task.
+            CannotFulfilError: there is no data, or it doesn't fit the task.
         """
         specification = duty.specification
         try:
             model = architecture(specification.architecture)
             shard = await trio.to_thread.run_sync(load_shard, self._tools.shard)
         except (UnknownArchitecture, DatasetError) as error:
-            raise NotMine(f"can't take part in task {specification.name!r}: {error}") from error
+            raise CannotFulfilError(f"can't take part in task {specification.name!r}: {error}") from error
         if shard.input_shape != model.input_shape or shard.classes > specification.classes:
-            raise NotMine(
-                f"can't take part in task {specification.name!r}: {self._tools.shard} has inputs of {shard.input_shape} "
-                f"and {shard.classes} classes, the task's model {model.input_shape} and {specification.classes}"
+            raise CannotFulfilError(
+                f"can't take part in task {specification.name!r}: {self._tools.shard} has inputs of "
+                f"{shard.input_shape} and {shard.classes} classes, the task's model {model.input_shape} and "
+                f"{specification.classes}"
             )
         histogram = shard.train.histogram()
         padded = (*histogram, *(0 for _ in range(specification.classes - len(histogram))))
@@ -180,7 +168,7 @@ class DutyWork:
         result = await tools.trainer.run(
             training_job(duty.specification, tools, base=tools.blobs.path(duty.base), output=output, slot=slot)
         )
-        model = await trio.to_thread.run_sync(lambda: tools.blobs.put_file(output, move=True))
+        model = await self._keep(output)
         tools.journal.update(
             slot,
             base=duty.base.hex(),
@@ -203,15 +191,15 @@ class DutyWork:
         """Open the own commitment.
 
         Raises:
-            NotMine: the model that was committed to is lost.
+            CannotFulfilError: the model that was committed to is lost.
         """
         entry = self._tools.journal.entry(duty.slot)
         salt = self._salt(duty.slot)
         if entry.model is None or not self._tools.blobs.has(BlobId(bytes.fromhex(entry.model))):
-            raise NotMine(f"the model of learning round {duty.slot.number} is not in this home any more")
+            raise CannotFulfilError(f"the model of learning round {duty.slot.number} is not in this home any more")
         model = BlobId(bytes.fromhex(entry.model))
         if model_commitment(self._tools.chain_id, duty.slot, self._tools.key.account, model, salt) != duty.commitment:
-            raise NotMine(f"learning round {duty.slot.number} has a commitment of this account to another model")
+            raise CannotFulfilError(f"the commitment of learning round {duty.slot.number} is to another model")
         return Reveal(duty.slot, model, self._tools.blobs.size(model), salt)
 
     async def post_probe(self, duty: PostProbe) -> Probe:
@@ -230,7 +218,7 @@ class DutyWork:
         output = self._tools.scratch / f"probe-{slot.number}-{slot.attempt}.safetensors"
         seed = self._tools.key.derive_salt("probe-samples", self._tools.chain_id, slot.to_bytes())
         await self._tools.trainer.run(OwnProbeJob(str(self._tools.shard), seed, specification.psi, str(output)))
-        return await trio.to_thread.run_sync(lambda: self._tools.blobs.put_file(output, move=True))
+        return await self._keep(output)
 
     async def fetch_and_vote(self, duty: FetchAndVote) -> Available:
         """Fetch the revealed models and say which are here and well-formed.
@@ -358,9 +346,11 @@ class DutyWork:
                 tuple(map(str, outputs)),
             )
         )
-        return tuple(
-            [await trio.to_thread.run_sync(lambda path=path: tools.blobs.put_file(path, move=True)) for path in outputs]
-        )
+        return tuple([await self._keep(path) for path in outputs])
+
+    async def _keep(self, path: Path) -> BlobId:
+        """Move a finished file into the blob store."""
+        return await trio.to_thread.run_sync(partial(self._tools.blobs.put_file, path, move=True))
 
 
 def training_job(specification: TaskSpecification, tools: Tools, *, base: Path, output: Path, slot: Slot) -> TrainJob:

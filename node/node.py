@@ -200,7 +200,7 @@ class Node:
 
     # What the network calls
 
-    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> None:
+    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> None:  # noqa: ARG002 - the network's interface
         """Take gossip: waiting transactions, or a final block."""
         if not self._is_ready.is_set():
             return

@@ -31,7 +31,7 @@ from bflnode.storage.errors import MissingError
 
 from .chain import Chain
 from .controls import Controls, Trained
-from .duty_work import DutyWork, NotMine, Tools
+from .duty_work import CannotFulfilError, DutyWork, Tools
 from .trainer import TrainerError
 from .transaction_relay import TransactionRelay
 
@@ -108,7 +108,7 @@ class Participant:
             while True:
                 try:
                     body = await self._do(duty)
-                except NotMine as reason:
+                except CannotFulfilError as reason:
                     _log.warning("%s: %s", name, reason)
                     await trio.sleep_forever()
                 except (TrainerError, MissingError) as error:

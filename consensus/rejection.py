@@ -47,7 +47,7 @@ class Reason(StrEnum):
     LIMIT = "limit"
 
 
-class Rejection(Exception):
+class Rejection(Exception):  # noqa: N818 - the word of protocol and logs; an error is the fault of disk or network
     """Something handed to us breaks a rule.
 
     Attributes:

@@ -149,10 +149,9 @@ class StateTree:
         buckets: dict[int, _Bucket] = {}
         for key, value in changes.items():
             number = bucket_of(key)
-            bucket = buckets.setdefault(number, self._buckets[number])
-            if bucket is self._buckets[number]:
-                bucket = buckets[number] = copy(bucket)
-            bucket.change(key, value)
+            if number not in buckets:
+                buckets[number] = copy(self._buckets[number])
+            buckets[number].change(key, value)
         return buckets
 
 

@@ -56,6 +56,7 @@ def test_root_after_says_what_apply_gives_and_changes_nothing() -> None:
     before = tree.root
     predicted = tree.root_after(changes)
     assert (tree.root, dict(tree.entries()), len(tree)) == (before, ENTRIES, 1000)
+    assert tree.root_after(ENTRIES) == before
     tree.apply(changes)
     assert tree.root == predicted == defined_root(expected)
     assert list(tree.entries()) == sorted(expected.items())

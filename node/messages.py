@@ -31,6 +31,9 @@ REQUESTS = (HELLO, BLOCKS, PENDING, MANIFESTS, CHUNKS)
 MAX_PUSH_BYTES = MAX_BLOCK_BYTES + 256 * 1024
 """Largest pushed message: a re-proposal carries a block and its certificate."""
 
+MAX_FINAL_BLOCK_BYTES = MAX_PUSH_BYTES
+"""Largest block with its commit."""
+
 MAX_GOSSIP_BYTES = 60_000
 """Largest gossip message: below 64 kB one is a single frame (py-libp2p interleaves larger ones)."""
 
@@ -101,9 +104,9 @@ class FinalBlock(Record):
 
 @dataclass(frozen=True, slots=True)
 class FinalBlocks(Record):
-    """Consecutive final blocks."""
+    """Consecutive final blocks, each as its own encoding: a block nests as deep as the encoding allows."""
 
-    blocks: Annotated[tuple[FinalBlock, ...], AtMost(BLOCKS_PER_REQUEST)]
+    blocks: Annotated[tuple[Annotated[bytes, AtMost(MAX_FINAL_BLOCK_BYTES)], ...], AtMost(BLOCKS_PER_REQUEST)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from .messages import (
     BLOCKS,
     BLOCKS_PER_REQUEST,
     MAX_BLOCKS_RESPONSE_BYTES,
+    MAX_FINAL_BLOCK_BYTES,
     BlocksRequest,
     FinalBlock,
     FinalBlocks,
@@ -102,7 +103,8 @@ class Synchroniser:
             max_response_bytes=MAX_BLOCKS_RESPONSE_BYTES,
         )
         batch = FinalBlocks.from_bytes(response, max_bytes=MAX_BLOCKS_RESPONSE_BYTES)
-        for final in batch.blocks:
+        for encoded in batch.blocks:
+            final = FinalBlock.from_bytes(encoded, max_bytes=MAX_FINAL_BLOCK_BYTES)
             if final.block.height <= self._chain.height:
                 continue
             await self._agreement.adopt(final)
@@ -118,11 +120,11 @@ def serve_blocks(store: ChainStore, data: bytes) -> bytes:
     """
     request = BlocksRequest.from_bytes(data, max_bytes=MAX_REQUEST_BYTES)
     last = min(store.tip().height, request.start + request.count - 1)
-    blocks: list[FinalBlock] = []
+    blocks: list[bytes] = []
     size_bytes = 0
     for height in range(max(1, request.start), last + 1):
-        final = FinalBlock(store.block(height), store.commit(height))
-        size_bytes += len(final.block.encoded) + len(final.commit.to_bytes()) + 64
+        final = FinalBlock(store.block(height), store.commit(height)).to_bytes()
+        size_bytes += len(final) + 8
         if blocks and size_bytes > MAX_BLOCKS_RESPONSE_BYTES - 64:
             break
         blocks.append(final)

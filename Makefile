@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
 
-demo: $(VENV)/.installed  ## install, then run a test network of real nodes with a web page
+demo: $(VENV)/.installed  ## install, then run a network of five real nodes that learns, and check it
 	$(BIN)/bflnode testnet run
 
 test: $(VENV)/.installed-dev  ## install, then run all tests

@@ -728,6 +728,15 @@ def test_void_starts_the_next_attempt_with_the_same_base_models() -> None:
     assert harness.balance(0) < 20 * TOKEN, "nobody paid"
 
 
+def test_fault_in_a_void_attempt_costs_reputation_too() -> None:
+    """COMMIT but no valid REVEAL: negative reputation point; a void attempt doesn't wash it off."""
+    harness = at_phase(Phase.REVEAL)
+    harness.block(harness.reveal(0))
+    harness.wait_until_due()
+    assert harness.slot.attempt == 1
+    assert [harness.participant(actor).reputation for actor in range(4)] == [0, -1, -1, -1]
+
+
 def test_void_is_retried_three_times_then_the_task_is_cancelled_and_refunded() -> None:
     """nobody paid, retried up to 3 times, then cancelled and refunded."""
     harness = opened()

@@ -4,16 +4,19 @@ Whatever happens: the supply is constant (checked with every block), every block
 again, and a learning round that is only left alone ends.
 """
 
+from random import Random
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from bflnode.consensus.duties import AttestTo, Duty, FetchAndVote, RevealModel, Train
 from bflnode.consensus.ledger import assert_supply, next_deadline_ms
-from bflnode.consensus.tables import ACCOUNTS, PARTICIPANTS, current_queue, current_round, current_validators
-from bflnode.consensus.task import MAX_ATTEMPTS, Phase, ProbeMode, TaskStatus
-from bflnode.consensus.transaction import Aggregate, Fault, Transaction
+from bflnode.consensus.tables import ACCOUNTS, PARTICIPANTS, SETTLED, current_queue, current_round, current_validators
+from bflnode.consensus.task import MAX_ATTEMPTS, Exclusion, Phase, ProbeMode, TaskStatus
+from bflnode.consensus.transaction import Aggregate, Fault, Slot, Transaction
+from bflnode.consensus.types import TOKEN, BlobId
 from tests.consensus.harness import OUTSIDER, Harness, blob
 
 ACTORS = 5
@@ -34,6 +37,7 @@ class LedgerMachine(RuleBasedStateMachine):
         validators=st.integers(1, ACTORS),
         max_step_ms=st.sampled_from([5_000, 10_000_000]),
         queue=st.permutations(range(ACTORS)),
+        registered=st.sets(st.integers(0, ACTORS - 1), min_size=2),
     )
     def start(
         self,
@@ -43,6 +47,7 @@ class LedgerMachine(RuleBasedStateMachine):
         validators: int,
         max_step_ms: int,
         queue: list[int],
+        registered: set[int],
     ) -> None:
         self.harness = Harness(
             actors=ACTORS,
@@ -56,6 +61,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         self.waiting: list[Transaction] = []
         self.past: list[Transaction] = []
+        self.harness.offer(*(self.harness.register(actor) for actor in sorted(registered)))
 
     @rule(actors=st.sets(st.integers(0, ACTORS - 1)), after_ms=st.integers(1, 3_000))
     def some_do_what_they_owe(self, actors: set[int], after_ms: int) -> None:
@@ -64,9 +70,12 @@ class LedgerMachine(RuleBasedStateMachine):
         self.past += answers
         harness.offer(*answers, after_ms=after_ms)
 
-    @rule()
-    def all_do_what_they_owe(self) -> None:
-        self.some_do_what_they_owe(set(range(ACTORS)), 100)
+    @precondition(lambda self: self.harness.phase is not None)
+    @rule(blocks=st.integers(1, 5), silent=st.integers(0, 2 * ACTORS))
+    def most_play_on(self, blocks: int, silent: int) -> None:
+        """Honest play but for one actor, if it is one: takes a round to its later phases, and some past its end."""
+        for _ in range(blocks):
+            self.some_do_what_they_owe(set(range(ACTORS)) - {silent}, 100)
 
     @rule(actors=st.sets(st.integers(0, ACTORS - 1)))
     def some_send_too_late(self, actors: set[int]) -> None:
@@ -193,3 +202,81 @@ class TestLedgerMachine(LedgerMachine.TestCase):  # type: ignore[misc,name-defin
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
     )
+
+
+class Unreliable:
+    """Actors that mostly do what they owe: some are silent for a while, some copy, lie or judge at random."""
+
+    def __init__(self, random: Random, harness: Harness) -> None:
+        self.random = random
+        self.harness = harness
+        self.models: dict[tuple[int, Slot], BlobId] = {}
+        self.silent: set[int] = set()
+
+    def play(self) -> None:
+        """Make one block."""
+        random, harness = self.random, self.harness
+        if random.random() < 0.1:
+            self.silent = {actor for actor in range(ACTORS) if random.random() < 0.3}
+        answers = [
+            self.answer(actor, duty)
+            for actor in range(ACTORS)
+            for duty in harness.duties(actor)
+            if actor not in self.silent and random.random() < 0.8
+        ]
+        random.shuffle(answers)
+        harness.offer(*answers, after_ms=random.choice((100, 2_000)))
+        due_ms = next_deadline_ms(harness.genesis, harness.tree)
+        if not answers and due_ms is not None:
+            harness.wait(max(1, due_ms - harness.now_ms))
+
+    def answer(self, actor: int, duty: Duty) -> Transaction:
+        """Do a duty, not always well."""
+        random, harness = self.random, self.harness
+        match duty:
+            case Train():
+                copied = random.choice((duty.base, blob("shared"), harness.model(0, duty.slot)))
+                model = copied if random.random() < 0.15 else harness.model(actor, duty.slot)
+                self.models[actor, duty.slot] = model
+                return harness.commit(actor, model)
+            case RevealModel():
+                return harness.reveal(actor, self.models[actor, duty.slot])
+            case FetchAndVote():
+                seen = [model.index for model in duty.models if random.random() < 0.8]
+                return harness.available(actor, seen)
+            case AttestTo():
+                return harness.attest(actor, random.choice(tuple(Fault)) if random.random() < 0.3 else Fault.NONE)
+            case _:
+                return harness.answer(actor, duty)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    mode=st.sampled_from(ProbeMode),
+    clients_min=st.integers(1, 3),
+    validators=st.integers(1, ACTORS),
+)
+def test_random_dropouts_always_end_a_task(seed: int, mode: ProbeMode, clients_min: int, validators: int) -> None:
+    """random dropouts always end a round and the sum of money never changes."""
+    harness = Harness(
+        actors=ACTORS,
+        stakes=tuple(range(7, 7 + validators)),
+        probe_mode=mode,
+        clients_min=clients_min,
+        rounds=4,
+    )
+    actors = Unreliable(Random(seed), harness)
+    for _ in range(400):
+        if harness.task.status in ENDED:
+            break
+        actors.play()
+    assert harness.task.status in ENDED
+    income = sum(harness.balance(actor) for actor in range(ACTORS)) - ACTORS * harness.setup.balance
+    assert income == 4 * 20 * TOKEN, "paid or refunded"
+    assert harness.replayed().root == harness.tree.root
+    for _, settled in SETTLED.scan(harness.tree):
+        nets = sum(client.gross - client.fee for client in settled.clients)
+        assert nets + settled.aggregator_income == settled.reward
+        excluded = [client for client in settled.clients if client.exclusion is not Exclusion.NONE]
+        assert all((client.cluster, client.gross) == (-1, 0) for client in excluded)

@@ -455,13 +455,47 @@ class RunningLauncher:
     client: LauncherClient
 
 
-def start_launcher(directory: Path) -> RunningLauncher:
-    """Start a launcher whose socket and log are in `directory`, and wait until it has imported everything.
+@dataclass(frozen=True, slots=True)
+class StartingLauncher:
+    """A launcher that this process started and that is importing."""
+
+    process: subprocess.Popen[bytes]
+    client: LauncherClient
+    log_path: Path
+
+    def wait(self) -> RunningLauncher:
+        """Wait until it has imported everything; it is killed if this fails or is interrupted.
+
+        Raises:
+            LauncherError: it ended or wasn't ready in time; the message has the end of its log.
+        """
+        stdout = self.process.stdout
+        assert stdout is not None, "its standard output is a pipe"
+        try:
+            readable, _, _ = select.select([stdout], [], [], READY_DEADLINE_S)
+            line = os.read(stdout.fileno(), len(READY_LINE)) if readable else b""
+            if line != READY_LINE:
+                status = self.kill()
+                tail = "\n".join(self.log_path.read_text(errors="replace").splitlines()[-12:])
+                cause = f"ended with status {status}" if readable else f"wasn't ready within {READY_DEADLINE_S} s"
+                raise LauncherError(f"the launcher {cause}. Its log {self.log_path} ends with:\n{tail}")
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            stdout.close()
+        return RunningLauncher(self.process, self.client)
+
+    def kill(self) -> int:
+        """End it before it is ready; its exit status."""
+        self.process.kill()
+        return self.process.wait()
+
+
+def begin_launcher(directory: Path) -> StartingLauncher:
+    """Start a launcher whose socket and log are in `directory`, and don't wait: importing takes seconds.
 
     Children find it if the caller hands `LAUNCHER_VARIABLE` on; those it forks itself have it set.
-
-    Raises:
-        LauncherError: it ended or wasn't ready in time; the message has the end of its log.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket_path, log_path = directory.resolve() / "launcher.sock", directory.resolve() / "launcher.log"
@@ -476,19 +510,16 @@ def start_launcher(directory: Path) -> RunningLauncher:
             env=environment,
             start_new_session=True,
         )
-    assert process.stdout is not None
-    try:
-        readable, _, _ = select.select([process.stdout], [], [], READY_DEADLINE_S)
-        line = os.read(process.stdout.fileno(), len(READY_LINE)) if readable else b""
-    finally:
-        process.stdout.close()
-    if line != READY_LINE:
-        process.kill()
-        status = process.wait()
-        tail = "\n".join(log_path.read_text(errors="replace").splitlines()[-12:])
-        cause = f"ended with status {status}" if readable else f"wasn't ready within {READY_DEADLINE_S} s"
-        raise LauncherError(f"the launcher {cause}. Its log {log_path} ends with:\n{tail}")
-    return RunningLauncher(process, LauncherClient(socket_path))
+    return StartingLauncher(process, LauncherClient(socket_path), log_path)
+
+
+def start_launcher(directory: Path) -> RunningLauncher:
+    """Start a launcher and wait until it has imported everything.
+
+    Raises:
+        LauncherError: it ended or wasn't ready in time; the message has the end of its log.
+    """
+    return begin_launcher(directory).wait()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@
     DIR/testnet.json            what was asked for, and the names of the nodes
     DIR/node0 … node{N-1}       homes (see `home`)
     DIR/spare/shard0.npz …      data for nodes that come later
+    DIR/test.npz                the global test set
     DIR/blobs/                  initial model and probe set, to give to newcomers
+    DIR/run/                    socket and log of the launcher (see `testnet`)
 
 Starting and stopping processes is `testnet`'s business.
 """
@@ -16,14 +18,11 @@ import shutil
 import socket
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import base58
 import tomli_w
-from nacl.signing import SigningKey
 
 from bflnode.consensus.block import Validator
 from bflnode.consensus.genesis import (
@@ -45,6 +44,7 @@ from bflnode.storage.blob_store import BlobStore
 
 from .configuration import load_configuration
 from .home import Home, HomeError, make_home, read_secret_key, write_seed
+from .peer_identity import peer_id_text
 
 STAKE = 5 * TOKEN
 """Initial stake of a client (Li et al., table 1): bonded for validators, free for newcomers."""
@@ -61,6 +61,20 @@ ADMISSION_POOL = 100 * STAKE
 MIN_SHARD_TRAIN = 10
 """Fewest training samples of a node, as in the papers' protocol."""
 
+DIGITS_TEST_SHARE = 0.35
+"""Digits has only 1,797 samples, and the probe set, the global test set and every node's own come out of this share."""
+
+RUN_FOLDER = "run"
+"""The launcher may be starting while the homes are made: its folder doesn't make a testnet's folder one in use."""
+
+FIRST_PORT, LAST_PORT = 20_000, 32_000
+"""Where ports are looked for: below the range that systems take outgoing connections' ports from."""
+
+MAX_PORT = 65_535
+
+PORT_ATTEMPTS = 100
+"""Random places to try before saying that no ports are free."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestnetOptions:
@@ -72,6 +86,8 @@ class TestnetOptions:
         alpha: Dirichlet concentration of the labels over nodes; 0 spreads them evenly (IID).
         architecture: id of a built-in model; chosen by the data when empty.
         samples: training samples to use at most; 0 uses all.
+        min_clients: clients that a learning round needs; 0 for more than two thirds of the validators, as many as
+            the chain itself needs, so that a node that is gone doesn't stop the learning.
         seed: of everything that is drawn but keys.
         learning_rate_micro: learning rate in millionths.
         base_port: first of consecutive ports; 0 takes free ones.
@@ -85,6 +101,7 @@ class TestnetOptions:
     clusters: int = 2
     architecture: str = ""
     samples: int = 0
+    min_clients: int = 0
     epochs: int = 5
     batch_size: int = 64
     learning_rate_micro: int = 1000
@@ -94,6 +111,11 @@ class TestnetOptions:
     seed: int = 1
     base_port: int = 0
     control: bool = True
+
+    @property
+    def clients_min(self) -> int:
+        """Clients that a learning round needs: > 2/3 of the validators unless said otherwise."""
+        return self.min_clients or 2 * self.validators // 3 + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +137,11 @@ class Testnet:
         return Home(self.directory / name)
 
     @property
+    def run(self) -> Path:
+        """Folder of the launcher's socket and log."""
+        return self.directory / RUN_FOLDER
+
+    @property
     def homes(self) -> tuple[Home, ...]:
         """All homes, in order."""
         return tuple(Home(self.directory / name) for name in self.nodes)
@@ -129,10 +156,11 @@ def load_testnet(directory: Path) -> Testnet:
     path = directory / "testnet.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Testnet(directory, TestnetOptions(**content["options"]), tuple(content["nodes"]))
+        return Testnet(directory.absolute(), TestnetOptions(**content["options"]), tuple(content["nodes"]))
     except OSError as error:
         raise HomeError(
-            f"{directory} is not a testnet ({path}: {error.strerror}): make one with `bflnode testnet init -o {directory}`"
+            f"{directory} is not a testnet ({path}: {error.strerror}): "
+            f"make one with `bflnode testnet init -o {directory}`"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise HomeError(f"{path} is damaged ({error}): make a new testnet in another folder") from error
@@ -146,14 +174,17 @@ def make_testnet(directory: Path, options: TestnetOptions) -> Testnet:
         DatasetError: the data can't be read or spread over so many nodes.
         UnknownArchitecture: no such model.
     """
-    if directory.exists() and any(directory.iterdir()):
-        raise HomeError(f"{directory} is not empty: choose a new folder with -o, or remove it")
+    directory = directory.absolute()
+    _require_unused(directory)
+    if options.clients_min > options.validators:
+        raise HomeError(
+            f"a round needs {options.clients_min} clients but there are {options.validators} nodes: "
+            "lower --min-clients or raise -v"
+        )
     data = _load_data(options)
-    homes = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for index in range(options.validators):
-            homes.append(make_home(directory / f"node{index}"))
+        homes = [make_home(directory / f"node{index}") for index in range(options.validators)]
         blobs = BlobStore(directory / "blobs")
         genesis = _make_genesis(directory, options, data, homes, blobs)
         (directory / "genesis.json").write_text(format_genesis(genesis), encoding="utf-8")
@@ -173,6 +204,17 @@ def make_testnet(directory: Path, options: TestnetOptions) -> Testnet:
     return testnet
 
 
+def _require_unused(directory: Path) -> None:
+    try:
+        used = [entry.name for entry in directory.iterdir() if entry.name != RUN_FOLDER]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise HomeError(f"cannot make a testnet in {directory}: {error.strerror}: choose another folder") from error
+    if used:
+        raise HomeError(f"{directory} is not empty (it has {used[0]}): choose a new folder with -o, or remove it")
+
+
 def add_node(testnet: Testnet) -> tuple[Testnet, Home]:
     """Make and admit one more home: a new account with a credential, the next spare shard, all peers' addresses.
 
@@ -184,14 +226,17 @@ def add_node(testnet: Testnet) -> tuple[Testnet, Home]:
     if not spare:
         raise HomeError(f"{directory}/spare holds no more data: give a node its own with `bflnode init --shard FILE`")
     taken = [int(name.removeprefix("node")) for name in testnet.nodes]
-    home = make_home(directory / f"node{max(taken) + 1}")
-    ports = _ports(0, 2)
-    addresses = [peer_address(other, load_configuration(other).p2p.port) for other in testnet.homes]
-    _fill_home(directory, home, addresses, (ports[0], ports[1]), testnet.options)
-    spare[0].rename(home.shard)
-    write_credential(
-        home.admission_file, directory / "admission.key", home.load_genesis(), home.load_account_key().account
-    )
+    try:
+        home = make_home(directory / f"node{max(taken) + 1}")
+        ports = _ports(0, 2)
+        addresses = [peer_address(other, load_configuration(other).p2p.port) for other in testnet.homes]
+        _fill_home(directory, home, addresses, (ports[0], ports[1]), testnet.options)
+        write_credential(
+            home.admission_file, directory / "admission.key", home.load_genesis(), home.load_account_key().account
+        )
+        spare[0].rename(home.shard)
+    except OSError as error:
+        raise HomeError(f"cannot add a node to {directory}: {error.strerror}: {error.filename}") from error
     grown = replace(testnet, nodes=(*testnet.nodes, home.root.name))
     _save(grown)
     return grown, home
@@ -212,13 +257,8 @@ def write_credential(path: Path, admission_key: Path, genesis: Genesis, account:
 
 
 def peer_address(home: Home, port: int, host: str = "127.0.0.1") -> str:
-    """The full multiaddr of a node, from its libp2p key.
-
-    The id of an Ed25519 peer is its public key itself: an identity multihash over the key's protobuf.
-    """
-    public = bytes(SigningKey(home.load_peer_seed()).verify_key)
-    identity = base58.b58encode(bytes.fromhex("002408011220") + public).decode("ascii")
-    return f"/ip4/{host}/tcp/{port}/p2p/{identity}"
+    """The full multiaddr of a node, from its libp2p key."""
+    return f"/ip4/{host}/tcp/{port}/p2p/{peer_id_text(home.load_peer_seed())}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +270,7 @@ class _Data:
 
 def _load_data(options: TestnetOptions) -> _Data:
     path = Path(options.dataset_path).expanduser() if options.dataset_path else None
-    share = 0.35 if options.dataset == "digits" else datasets.TEST_SHARE
+    share = DIGITS_TEST_SHARE if options.dataset == "digits" else datasets.TEST_SHARE
     whole = datasets.load(options.dataset, path, datasets.LoadOptions(seed=options.seed, test_share=share))
     if options.samples and options.samples < len(whole.train):
         tests = max(1, min(len(whole.test), options.samples))
@@ -257,7 +297,7 @@ def _load_data(options: TestnetOptions) -> _Data:
 
 
 def _held_out_sizes(whole: Shard) -> dict[str, int]:
-    """A third of the test data for the probe set, a quarter for the global test, a tenth for validation, within bounds."""
+    """A third of the test data for the probe set, a quarter for the global test, a tenth for validation, bounded."""
     tests = len(whole.test)
     return {
         "probe": min(tests // 3, 64 * whole.classes, prototypes.MAX_SAMPLES),
@@ -304,7 +344,8 @@ def _specification(
         initial_model=initial_model,
         rounds=options.rounds,
         reward=20 * TOKEN,
-        clients_min=options.validators,
+        clients_start=options.validators,
+        clients_min=options.clients_min,
         clients_max=max(20, options.validators + SPARE_SHARDS),
         clusters=options.clusters,
         rho=2,
@@ -327,11 +368,11 @@ def _local_deadlines() -> Deadlines:
         default_deadlines(),
         registration_ms=120_000,
         commit_ms=600_000,
-        reveal_ms=10_000,
-        available_ms=30_000,
-        aggregate_ms=15_000,
-        attest_ms=30_000,
-        grace_floor_ms=2_000,
+        reveal_ms=30_000,
+        available_ms=60_000,
+        aggregate_ms=20_000,
+        attest_ms=60_000,
+        grace_floor_ms=5_000,
     )
 
 
@@ -361,14 +402,29 @@ def _fill_home(
 
 
 def _ports(base: int, count: int) -> list[int]:
-    """Consecutive ports from `base`, or free ones."""
+    """Consecutive ports from `base`, or from a random place where all of them are free.
+
+    Raises:
+        HomeError: there are no such ports.
+    """
     if base:
+        if base + count - 1 > MAX_PORT:
+            raise HomeError(f"ports {base} to {base + count - 1} don't exist: choose a lower --base-port")
         return list(range(base, base + count))
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for free in sockets:
-            free.bind(("127.0.0.1", 0))
-        return [free.getsockname()[1] for free in sockets]
+    for _ in range(PORT_ATTEMPTS):
+        first = FIRST_PORT + secrets.randbelow(LAST_PORT - FIRST_PORT - count)
+        if all(_is_free(port) for port in range(first, first + count)):
+            return list(range(first, first + count))
+    raise HomeError(f"found no {count} free ports between {FIRST_PORT} and {LAST_PORT}: choose with --base-port")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as candidate:
+        try:
+            candidate.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _save(testnet: Testnet) -> None:

@@ -226,6 +226,7 @@ def default_task(
         initial_model=initial_model,
         rounds=50,
         reward=20 * TOKEN,
+        clients_start=20,
         clients_min=2,
         clients_max=20,
         clusters=2,
@@ -245,12 +246,9 @@ def default_task(
 
 def _validate_task(path: str, task: GenesisTask) -> None:
     specification = task.specification
-    _require(
-        specification.clients_min <= specification.clients_max,
-        f"{path}.specification.clients_min",
-        f"{specification.clients_min} is above clients_max, {specification.clients_max}",
-        "lower it",
-    )
+    for fewer, more in (("clients_min", "clients_start"), ("clients_start", "clients_max")):
+        low, high = getattr(specification, fewer), getattr(specification, more)
+        _require(low <= high, f"{path}.specification.{fewer}", f"{low} is above {more}, {high}", "lower it")
     cost = specification.rounds * specification.reward
     _require(
         task.escrow >= cost,

@@ -130,10 +130,19 @@ def open_next(work: Workspace) -> bool:
     """Start the first waiting task that has enough participants; say whether there was one."""
     assert work.round is None, "one task runs at a time"
     for task in all_tasks(work.view):
-        if task.status is TaskStatus.REGISTRATION and task.clients >= task.specification.clients_min:
+        if task.status is TaskStatus.REGISTRATION and _has_enough(task):
             open_round(work, task)
             return True
     return False
+
+
+def _has_enough(task: Task) -> bool:
+    """Whether a waiting task has the participants it wants: before its first learning round all that it expects, from
+    the extension of its registration on, and later, the fewest it insists on."""
+    specification = task.specification
+    is_first = (task.round, task.attempt) == (1, 0)
+    wanted = specification.clients_start if is_first and not task.is_extended else specification.clients_min
+    return task.clients >= wanted
 
 
 def open_round(work: Workspace, task: Task) -> None:

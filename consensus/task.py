@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated
 
+from .blob import MAX_BLOB_BYTES
 from .block import Validator
 from .records import Record
 from .transaction import (
@@ -112,16 +113,18 @@ class TaskSpecification(Record):
 
     `clients_min` clients must be registered for a learning round to open and included for it to be paid: it is what
     the requester insists on, so a network that is to survive dropouts sets it well below the clients it expects.
+    `clients_start` is how many it expects: the first learning round waits for them until registration is extended.
     `clusters` is what clustering looks for; it finds fewer where there are fewer clients or models don't differ.
     """
 
     name: Annotated[str, AtMost(64)]
     architecture: Annotated[str, AtMost(64)]
     classes: Annotated[int, Between(1, MAX_CLASSES)]
-    model_bytes: Annotated[int, Between(1, 2**40)]
+    model_bytes: Annotated[int, Between(1, MAX_BLOB_BYTES)]
     initial_model: BlobId
     rounds: Annotated[int, Between(1, 1_000_000)]
     reward: Amount
+    clients_start: Annotated[int, Between(1, MAX_CLIENTS)]
     clients_min: Annotated[int, Between(1, MAX_CLIENTS)]
     clients_max: Annotated[int, Between(1, MAX_CLIENTS)]
     clusters: Annotated[int, Between(1, MAX_CLIENTS)]

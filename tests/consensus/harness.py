@@ -119,6 +119,7 @@ SPECIFICATION = TaskSpecification(
     initial_model=BlobId(sha256(b"initial").digest()),
     rounds=3,
     reward=20 * TOKEN,
+    clients_start=2,
     clients_min=2,
     clients_max=20,
     clusters=2,
@@ -554,6 +555,7 @@ def make_setup(
 ) -> Setup:
     """A setup: fields of `Setup` by name, all others are fields of the task's specification."""
     own = {name: changes.pop(name) for name in tuple(changes) if name in Setup.__dataclass_fields__}
+    changes.setdefault("clients_start", changes.get("clients_min", SPECIFICATION.clients_start))
     specification = replace(SPECIFICATION, **changes, deadlines=replace(DEADLINES, **(deadlines or {})))
     own.setdefault("specifications", (specification,))
     if "stakes" not in own and "actors" in own:

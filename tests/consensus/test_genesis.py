@@ -172,7 +172,7 @@ def test_task_id_binds_place_and_task() -> None:
         (
             "tasks.0.specification.clients_min",
             21,
-            "genesis.tasks[0].specification.clients_min: 21 is above clients_max, 20; lower it",
+            "genesis.tasks[0].specification.clients_min: 21 is above clients_start, 20; lower it",
         ),
         (
             "tasks.0.escrow",

@@ -62,6 +62,35 @@ def test_task_runs_as_soon_as_enough_participants_are_registered() -> None:
     assert harness.phase is Phase.COMMIT
 
 
+def test_first_round_waits_for_the_clients_that_are_expected() -> None:
+    """`clients_start` is how many it expects: the first learning round waits for them."""
+    harness = Harness(clients_min=2, clients_start=3)
+    harness.block(harness.register(0), harness.register(1))
+    assert harness.task.status is TaskStatus.REGISTRATION
+    harness.block(harness.register(2))
+    assert len(harness.round.clients) == 3
+
+
+def test_from_the_extension_on_the_fewest_clients_are_enough() -> None:
+    """until registration is extended."""
+    harness = Harness(clients_min=2, clients_start=4)
+    harness.block(harness.register(0), harness.register(1))
+    harness.wait(DEADLINES.registration_ms - 101)
+    assert harness.task.status is TaskStatus.REGISTRATION
+    harness.wait(1)
+    assert (harness.task.status, len(harness.round.clients)) == (TaskStatus.RUNNING, 2)
+
+
+def test_later_rounds_do_not_wait_for_all_that_were_expected() -> None:
+    harness = opened(actors=3, clients_min=2, clients_start=3)
+    harness.registers = False
+    harness.block(harness.leave(1), harness.leave(2))
+    harness.play_round()
+    assert harness.task.status is TaskStatus.REGISTRATION
+    harness.block(harness.register(2))
+    assert (harness.task.status, len(harness.round.clients)) == (TaskStatus.RUNNING, 2)
+
+
 def test_registration_is_extended_once_then_the_task_is_cancelled_and_refunded() -> None:
     """(else one extension, then cancelled and refunded)."""
     harness = Harness()

@@ -100,6 +100,7 @@ class LearningChain:
         specification = replace(
             specification,
             rounds=3,
+            clients_start=CLIENTS,
             clients_min=CLIENTS,
             clusters=CLUSTERS,
             psi=4,

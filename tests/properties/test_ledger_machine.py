@@ -33,6 +33,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize(
         mode=st.sampled_from(ProbeMode),
         clients_min=st.integers(1, 3),
+        clients_start=st.integers(3, ACTORS),
         clusters=st.integers(1, 6),
         validators=st.integers(1, ACTORS),
         max_step_ms=st.sampled_from([5_000, 10_000_000]),
@@ -43,6 +44,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self,
         mode: ProbeMode,
         clients_min: int,
+        clients_start: int,
         clusters: int,
         validators: int,
         max_step_ms: int,
@@ -55,6 +57,7 @@ class LedgerMachine(RuleBasedStateMachine):
             queue=tuple(member for member in queue if member < validators)[:3],
             probe_mode=mode,
             clients_min=clients_min,
+            clients_start=clients_start,
             clusters=clusters,
             rounds=4,
             parameters={"max_step_ms": max_step_ms},

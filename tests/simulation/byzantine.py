@@ -5,8 +5,9 @@ from pathlib import Path
 from random import Random
 
 from bflnode.consensus.agreement import ProposalReceived, SignProposal, SignVote, ValidValue, VoteReceived
-from bflnode.consensus.block import NIL, BlockId, ProposalMessage, Vote, VoteKind, sign_proposal, sign_vote
+from bflnode.consensus.block import NIL, ProposalMessage, Vote, VoteKind, sign_proposal, sign_vote
 from bflnode.consensus.keys import SecretKey
+from bflnode.consensus.types import BlockId
 
 from .simulated_chain import SimulatedChain
 from .simulated_node import SimulatedNode, Surroundings

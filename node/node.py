@@ -19,7 +19,6 @@ from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote
 from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.tables import current_validators
 from bflnode.storage.blob_store import BlobStore
-from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.home_lock import HomeLock
 from bflnode.storage.signer_wal import SignerWal
 
@@ -54,6 +53,7 @@ from .network import Network, NetworkConfig, PeerId, TransportError, open_networ
 from .node_clock import now_ms
 from .participant import Participant
 from .peers import Peers
+from .stored_chain import open_store
 from .synchroniser import Synchroniser, serve_blocks
 from .trainer import Trainer, open_trainer
 from .transaction_relay import TransactionRelay
@@ -284,23 +284,3 @@ async def open_node(home: Home, configuration: Configuration) -> AsyncIterator[N
         node = Node(home.require(), configuration, stack)
         await node.connect(stack)
         yield node
-
-
-def open_store(home: Home) -> ChainStore:
-    """The block store of a home, made when there is none; it must be of the home's genesis.
-
-    Raises:
-        HomeError: it is of another chain.
-        StorageError: it can't be read.
-    """
-    genesis = home.load_genesis()
-    if not home.chain.exists():
-        return ChainStore.create(home.chain, genesis)
-    store = ChainStore.open(home.chain)
-    if store.genesis.chain_id != genesis.chain_id:
-        store.close()
-        raise HomeError(
-            f"{home.genesis_file} is of chain {genesis.chain_id.hex()[:16]}, but {home.chain} holds "
-            f"{store.genesis.chain_id.hex()[:16]}: put back the right genesis, or use a new --home"
-        )
-    return store

@@ -1,0 +1,325 @@
+"""The verbs about accounts and tasks: keys, accounts, tasks, queue, transfers."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .cli_options import (
+    NOT_READY,
+    UNREACHABLE,
+    CommandError,
+    examples,
+    home_option,
+    json_option,
+    reading,
+    reading_options,
+)
+from .cli_output import emit, facts, short, table
+
+if TYPE_CHECKING:
+    from .home import Home
+    from .reader import Reader
+
+VALID_FOR_MS = 3_600_000
+"""A transfer that no block has taken for an hour is void: its sender can be sure that it won't come later."""
+
+WAIT_S = 60.0
+"""How long `transfer` waits for the block; blocks come within seconds."""
+
+POLL_S = 0.2
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog=examples("bflnode keys", "bflnode keys admit --admission-key admission.key --out admission.json 3fa9…"),
+)
+@reading_options
+@click.pass_context
+def keys(context: click.Context, home: "Home", as_json: bool) -> None:
+    """Show this node's account and peer id; admit accounts, take an admission."""
+    if context.invoked_subcommand is None:
+        emit(_identity(home), as_json, lambda answer: facts((name.replace("_", " "), answer[name]) for name in answer))
+
+
+def _identity(home: "Home") -> dict[str, Any]:
+    from bflnode.consensus.keys import account_text
+
+    from .peer_identity import peer_id_text
+
+    home.require()
+    return {
+        "account": account_text(home.load_account_key().account),
+        "node_id": peer_id_text(home.load_peer_seed()),
+        "account_key_file": str(home.account_key_file),
+        "peer_key_file": str(home.peer_key_file),
+        "has_credential": home.load_credential() is not None,
+    }
+
+
+@keys.command("show", epilog=examples("bflnode keys show --json"))
+@reading_options
+def keys_show(home: "Home", as_json: bool) -> None:
+    """Show the account and the peer id; secret keys are never shown."""
+    emit(_identity(home), as_json, lambda answer: facts((name.replace("_", " "), answer[name]) for name in answer))
+
+
+@keys.command("admit", epilog=examples("bflnode keys admit --admission-key admission.key --out admission.json 3fa9…"))
+@click.argument("account")
+@click.option("--admission-key", required=True, type=click.Path(path_type=Path), help="The network's admission key.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where to write the credential; default: standard output.")
+@home_option
+def keys_admit(account: str, admission_key: Path, out: Path | None, home: "Home") -> None:
+    """Sign an account in: make the credential that opens it with the initial stake."""
+    from bflnode.consensus.keys import parse_account
+
+    from .admission import credential_text
+
+    try:
+        admitted = parse_account(account)
+    except ValueError as error:
+        raise CommandError(f"{error}; the newcomer sees it with `bflnode keys`") from error
+    text = credential_text(admission_key, home.require().load_genesis(), admitted)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"cannot write {out}: {error.strerror}") from error
+    click.echo(f"wrote {out}: give it to the newcomer, who runs `bflnode keys accept {out.name}`")
+
+
+@keys.command("accept", epilog=examples("bflnode keys accept admission.json"))
+@click.argument("file", type=click.Path(path_type=Path))
+@home_option
+def keys_accept(file: Path, home: "Home") -> None:
+    """Take the credential that opens this node's account; the node uses it when it starts next."""
+    from .admission import check_credential, write_checked_credential
+
+    home.require()
+    account = home.load_account_key().account
+    credential = check_credential(file, home.load_genesis(), account)
+    write_checked_credential(home, account, credential)
+    click.echo(f"{home.admission_file} is in place: (re)start the node to join")
+
+
+@click.command(epilog=examples("bflnode account", "bflnode account 3fa9", "bflnode account --all --json"))
+@click.argument("account_id", metavar="[ID]", default="")
+@click.option("--all", "show_all", is_flag=True, help="List all accounts.")
+@reading_options
+def account(account_id: str, show_all: bool, home: "Home", as_json: bool) -> None:
+    """Show an account (this node's, or by the first digits of its id): balance, stake, tasks, latest changes."""
+    with reading(home) as reader:
+        answer = reader.call("accounts") if show_all else reader.call("account", reference=account_id)
+    emit(answer, as_json, _render_accounts if show_all else _render_account)
+
+
+def _render_accounts(accounts: list[dict[str, Any]]) -> None:
+    from .amounts import plain_tokens
+
+    table(
+        ["account id", "balance", "stake", "own"],
+        [(row["account"], plain_tokens(row["balance"]), plain_tokens(row["stake"]), row["is_own"]) for row in accounts],
+    )
+
+
+def _render_account(answer: dict[str, Any]) -> None:
+    from .amounts import plain_tokens, tokens_text
+
+    position = answer["queue_position"]
+    facts(
+        [
+            ("account", answer["account"]),
+            ("balance", tokens_text(answer["balance"]) + ("" if answer["exists"] else ", it does not exist yet")),
+            ("stake", tokens_text(answer["stake"])),
+            ("nonce", answer["nonce"]),
+            ("packing queue", "not in it" if position is None else f"position {position}"),
+            *(
+                (f"task {task['name']}", f"{task['samples']} samples, reputation {task['reputation']}")
+                for task in answer["tasks"]
+            ),
+        ]
+    )
+    table(
+        ["from block", "balance"],
+        [(change["height"], plain_tokens(change["balance"])) for change in answer["history"]],
+        empty="its balance has never changed",
+    )
+
+
+@click.group(epilog=examples("bflnode task list", "bflnode task show digits"))
+def task() -> None:
+    """See the learning tasks."""
+
+
+@task.command("list", epilog=examples("bflnode task list", "bflnode task list --json"))
+@reading_options
+def task_list(home: "Home", as_json: bool) -> None:
+    """List all tasks."""
+    with reading(home) as reader:
+        answer = reader.call("tasks")
+    emit(answer, as_json, _render_tasks)
+
+
+def _render_tasks(tasks: list[dict[str, Any]]) -> None:
+    from .amounts import plain_tokens
+
+    table(
+        ["number", "name", "task id", "status", "architecture", "clients", "round", "reward", "escrow"],
+        [
+            (
+                entry["number"],
+                entry["name"],
+                short(entry["id"]),
+                entry["status"],
+                entry["architecture"],
+                entry["clients"],
+                f"{entry['round']} of {entry['rounds']}",
+                plain_tokens(entry["reward"]),
+                plain_tokens(entry["escrow"]),
+            )
+            for entry in tasks
+        ],
+        empty="this chain has no tasks",
+    )
+
+
+@task.command("show", epilog=examples("bflnode task show", "bflnode task show 0 --json"))
+@click.argument("reference", metavar="[TASK]", default="")
+@reading_options
+def task_show(reference: str, home: "Home", as_json: bool) -> None:
+    """Show a task by number, name or id: its specification and its participants."""
+    with reading(home) as reader:
+        answer = reader.call("task", reference=reference)
+    emit(answer, as_json, _render_task)
+
+
+def _render_task(answer: dict[str, Any]) -> None:
+    specification = answer["specification"]
+    deadlines = specification.pop("deadlines")
+    facts(
+        [
+            ("task", answer["id"]),
+            ("status", f"{answer['status']}, round {answer['round']} of {answer['rounds']}"),
+            ("requester", answer["requester"]),
+            ("escrow", f"{answer['escrow']} micro-tokens"),
+            *((name.replace("_", " "), value) for name, value in specification.items()),
+            *((f"deadline {name.removesuffix('_ms')}", f"{value} ms") for name, value in deadlines.items()),
+        ]
+    )
+    table(
+        ["participant", "samples", "reputation", "misses", "leaving", "base model id"],
+        [
+            (
+                short(entry["account"]),
+                entry["samples"],
+                entry["reputation"],
+                entry["misses"],
+                entry["is_leaving"],
+                short(entry["base"]),
+            )
+            for entry in answer["participants"]
+        ],
+        empty="nobody has registered yet",
+    )
+
+
+@click.command(epilog=examples("bflnode queue", "bflnode queue --json"))
+@reading_options
+def queue(home: "Home", as_json: bool) -> None:
+    """Show the packing queue, who aggregates now and who is next, and the validators."""
+    with reading(home) as reader:
+        answer = reader.call("queue")
+    emit(answer, as_json, _render_queue)
+
+
+def _render_queue(answer: dict[str, Any]) -> None:
+    from .amounts import plain_tokens, tokens_text
+
+    facts(
+        [
+            ("packing queue", " ".join(short(entry) for entry in answer["queue"]) or "empty"),
+            ("aggregator", short(answer["aggregator"])),
+            ("next in line", " ".join(short(entry) for entry in answer["line"][1:]) or "-"),
+            ("admission pool", tokens_text(answer["admission_pool"])),
+            ("supply", tokens_text(answer["supply"])),
+        ]
+    )
+    table(
+        ["index", "validator id", "stake", "queue position", "own"],
+        [
+            (entry["index"], entry["account"], plain_tokens(entry["stake"]), entry["queue_position"], entry["is_own"])
+            for entry in answer["validators"]
+        ],
+    )
+
+
+@click.command(
+    epilog=examples(
+        "bflnode transfer --to 3fa9 --amount 0.25", "bflnode transfer --to 3fa9… --amount 2 --no-wait --json"
+    )
+)
+@click.option("--to", "recipient", required=True, metavar="ACCOUNT", help="Who gets it; first digits do.")
+@click.option("--amount", required=True, metavar="TOKENS", help="How much, such as 2 or 0.25.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until a block has it.")
+@home_option
+@json_option
+def transfer(recipient: str, amount: str, wait: bool, home: "Home", as_json: bool) -> None:
+    """Send tokens from this node's account through the running node."""
+    from .amounts import parse_tokens
+
+    try:
+        micro_tokens = parse_tokens(amount)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--amount") from error
+    with reading(home) as reader:
+        if not reader.is_running:
+            raise CommandError(f"no node runs on {home.root}: start it with `bflnode start`", UNREACHABLE)
+        answer = _send(reader, home, recipient, micro_tokens)
+        if wait:
+            answer = _wait_for_block(reader, answer["id"])
+    emit(answer, as_json, _render_sent)
+
+
+def _send(reader: "Reader", home: "Home", recipient: str, micro_tokens: int) -> dict[str, Any]:
+    from bflnode.consensus.keys import parse_account
+    from bflnode.consensus.transaction import Transfer, sign_transaction
+    from bflnode.consensus.types import ChainId
+
+    own, to = reader.call("account"), reader.call("account", reference=recipient)
+    chain = reader.call("status")
+    transaction = sign_transaction(
+        home.load_account_key(),
+        ChainId(bytes.fromhex(chain["chain_id"])),
+        Transfer(parse_account(to["account"]), micro_tokens),
+        nonce=own["next_nonce"],
+        valid_until_ms=max(chain["head_time_ms"], time.time_ns() // 1_000_000) + VALID_FOR_MS,
+    )
+    answer: dict[str, Any] = reader.call("broadcast_tx", transaction=transaction.encoded.hex())
+    return answer
+
+
+def _wait_for_block(reader: "Reader", identifier: str) -> dict[str, Any]:
+    from .refusals import RpcError
+
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        try:
+            found: dict[str, Any] = reader.call("tx", reference=identifier)
+        except RpcError as error:
+            raise CommandError(f"transaction {identifier} was dropped: {error}") from error
+        if found["status"] == "included":
+            return {"id": identifier, "status": "included", "height": found["height"]}
+        time.sleep(POLL_S)
+    raise CommandError(
+        f"transaction {identifier} still waits after {WAIT_S:g} s: look later with `bflnode tx`", NOT_READY
+    )
+
+
+def _render_sent(answer: dict[str, Any]) -> None:
+    if answer["status"] == "included":
+        click.echo(f"transaction {answer['id']} is in block {answer['height']}")
+    else:
+        click.echo(f"transaction {answer['id']} waits for a block")

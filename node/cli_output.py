@@ -1,0 +1,91 @@
+"""How answers look in a terminal: JSON, tables, lists of facts, times and shortened ids."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+SHORT_ID = 12
+"""Digits of an id in tables: enough to tell thousands apart, and commands take them as they are."""
+
+PIPE_WIDTH = 240
+"""Columns where the output is no terminal: nothing is cut off."""
+
+
+def emit(answer: Any, as_json: bool, render: Callable[[Any], None]) -> None:
+    """Print an answer as JSON, or as people like it."""
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        render(answer)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "nothing to show") -> None:
+    """Print a table."""
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        grid.add_column(heading, no_wrap=heading.endswith("id"))
+    count = 0
+    for row in rows:
+        grid.add_row(*(printable(cell) for cell in row))
+        count += 1
+    if count:
+        _print(grid)
+    else:
+        click.echo(empty)
+
+
+def facts(pairs: Iterable[tuple[str, object]]) -> None:
+    """Print names and values below each other."""
+    known = [(name, printable(value)) for name, value in pairs]
+    width = max((len(name) for name, _ in known), default=0)
+    for name, value in known:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def _print(renderable: Any) -> None:
+    from rich.console import Console
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
+    Console(width=width, markup=False, highlight=False).print(renderable)
+
+
+def printable(value: object) -> str:
+    """A value as text that can't control the terminal: names come from other people."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "".join(character if character.isprintable() else "?" for character in str(value))
+
+
+def short(identifier: str | None) -> str:
+    """The first digits of an id."""
+    return "-" if identifier is None else identifier[:SHORT_ID]
+
+
+def moment(time_ms: int | None) -> str:
+    """A time in UTC."""
+    if time_ms is None:
+        return "-"
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def duration(milliseconds: int) -> str:
+    """A length of time."""
+    seconds = milliseconds / 1000
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def percent(fraction: float | None) -> str:
+    """An accuracy."""
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"

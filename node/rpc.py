@@ -1,0 +1,231 @@
+"""JSON-RPC 2.0 over HTTP for people and programs on this machine, and `/livez`, `/readyz`, `/metrics`.
+
+    POST /   {"jsonrpc": "2.0", "id": 1, "method": "block", "params": {"reference": "latest"}}
+
+Parameters go by name. There is no login: it listens on loopback unless told otherwise, and refuses what a web page of
+another origin could send (DNS rebinding, cross-site requests). What belongs here: HTTP, limits, errors. The methods are
+in `calls` and `rpc_methods`.
+"""
+
+import ipaddress
+import json
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+from urllib.parse import urlsplit
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as serve_http
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from bflnode.consensus.rejection import Rejection
+from bflnode.storage.errors import StorageError
+
+from .home import HomeError
+from .metrics import CONTENT_TYPE, metrics_text
+from .node import Node
+from .refusals import InspectionError, ParameterError
+from .rpc_methods import RpcMethods, UnknownMethodError
+
+_log = logging.getLogger(__name__)
+
+MAX_REQUEST_BYTES = 320 * 1024
+"""The largest AGGREGATE has 128 KiB, twice as many hex digits, and the request around it."""
+
+KEEP_ALIVE_S = 30
+"""An idle connection is closed after this long; the command line uses one for a few requests."""
+
+GRACE_S = 1
+"""How long requests may go on when the node stops."""
+
+BACKLOG = 100
+
+PARSE_ERROR, INVALID_REQUEST, METHOD_NOT_FOUND, INVALID_PARAMS = -32700, -32600, -32601, -32602
+"""JSON-RPC 2.0's own codes."""
+NOT_FOUND, REFUSED, STORAGE_FAILED = -32001, -32002, -32003
+"""Ours: what was asked for isn't there; a transaction was refused (`data.reason`); the disk is at fault."""
+
+
+class RequestError(Exception):
+    """A request that gets an error for an answer."""
+
+    def __init__(self, code: int, message: str, data: dict[str, Any] | None = None) -> None:
+        self.code = code
+        self.data = data
+        super().__init__(message)
+
+
+async def serve(node: Node, *, task_status: "trio.TaskStatus[str]" = trio.TASK_STATUS_IGNORED) -> None:
+    """Answer until cancelled. Reports the URL it listens on once it does; port 0 takes a free one.
+
+    Raises:
+        HomeError: the address can't be listened on.
+    """
+    rpc = node.configuration.rpc
+    listener = _listen(rpc.host, rpc.port)
+    port = listener.getsockname()[1]
+    address = f"http://[{rpc.host}]:{port}" if ":" in rpc.host else f"http://{rpc.host}:{port}"
+    config = Config()
+    config.bind = [f"fd://{listener.detach()}"]
+    config.errorlog = _log
+    config.loglevel = "WARNING"
+    config.graceful_timeout = GRACE_S
+    config.keep_alive_timeout = KEEP_ALIVE_S
+    config.include_server_header = False
+    # Hypercorn describes what an application is called with more narrowly than ASGI does.
+    application: Any = make_application(RpcMethods(node, address))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_http, application, config, mode="asgi"))
+        task_status.started(address)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(target)
+            listener.listen(BACKLOG)
+            listener.setblocking(False)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise HomeError(
+            f"can't listen for RPC on {host}:{port}: {error.strerror}; choose another with --rpc-port or "
+            "rpc.port (0 takes a free one)"
+        ) from error
+    return listener
+
+
+def make_application(methods: RpcMethods) -> Starlette:
+    """The web application: JSON-RPC, probes and metrics."""
+
+    async def live(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def ready(_: Request) -> Response:
+        reasons = methods.unready_reasons()
+        return PlainTextResponse("\n".join(reasons or ["ok"]) + "\n", status_code=503 if reasons else 200)
+
+    async def metrics(_: Request) -> Response:
+        return Response(metrics_text(methods.summary()), media_type=CONTENT_TYPE)
+
+    async def call(request: Request) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            return PlainTextResponse("send application/json\n", status_code=415)
+        body = await _read_body(request)
+        if body is None:
+            return PlainTextResponse(f"a request has at most {MAX_REQUEST_BYTES} bytes\n", status_code=413)
+        answer = await answer_request(methods.call, body)
+        return Response(status_code=204) if answer is None else JSONResponse(answer)
+
+    return Starlette(
+        routes=[
+            Route("/", _guarded(call), methods=["POST"]),
+            Route("/livez", _guarded(live)),
+            Route("/readyz", _guarded(ready)),
+            Route("/metrics", _guarded(metrics)),
+        ]
+    )
+
+
+def _guarded(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Refuse requests that a browser sends on behalf of a page from elsewhere."""
+
+    async def guarded(request: Request) -> Response:
+        fault = browser_fault(request.headers.get("host", ""), request.headers.get("origin"))
+        if fault is not None:
+            return PlainTextResponse(f"{fault}\n", status_code=403)
+        return await handler(request)
+
+    return guarded
+
+
+def browser_fault(host: str, origin: str | None) -> str | None:
+    """Why a request could come from a page of another site, or None.
+
+    A name other than localhost may be one that an attacker's DNS points at this machine; numbers can't be rebound.
+    """
+    name = urlsplit(f"//{host}").hostname or ""
+    if name != "localhost" and not _is_address(name):
+        return f"host {host[:80]!r} is not an address of this machine: use an IP address or localhost"
+    if origin is not None and origin != f"http://{host}":
+        return f"requests from pages of {origin[:80]!r} are refused"
+    return None
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+async def _read_body(request: Request) -> bytes | None:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_REQUEST_BYTES:
+            return None
+    return bytes(body)
+
+
+async def answer_request(call: Callable[[str, dict[str, Any]], Awaitable[Any]], body: bytes) -> dict[str, Any] | None:
+    """Answer one JSON-RPC request; None for a notification, which gets no answer."""
+    identifier: Any = None
+    try:
+        request = _parse(body)
+        identifier = request.get("id")
+        method, params = _checked(request)
+        result = await _called(call, method, params)
+    except RequestError as error:
+        details = {"code": error.code, "message": str(error)}
+        if error.data is not None:
+            details["data"] = error.data
+        return {"jsonrpc": "2.0", "id": identifier, "error": details}
+    return {"jsonrpc": "2.0", "id": identifier, "result": result} if "id" in request else None
+
+
+async def _called(call: Callable[[str, dict[str, Any]], Awaitable[Any]], method: str, params: dict[str, Any]) -> Any:
+    try:
+        return await call(method, params)
+    except UnknownMethodError as error:
+        raise RequestError(METHOD_NOT_FOUND, str(error)) from error
+    except ParameterError as error:
+        raise RequestError(INVALID_PARAMS, f"{method}: {error}") from error
+    except InspectionError as error:
+        raise RequestError(NOT_FOUND, str(error)) from error
+    except Rejection as rejection:
+        raise RequestError(REFUSED, str(rejection), {"reason": rejection.reason.value}) from rejection
+    except StorageError as error:
+        raise RequestError(STORAGE_FAILED, str(error)) from error
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise RequestError(PARSE_ERROR, f"the request is not JSON: {error}") from error
+    if not isinstance(request, dict):
+        raise RequestError(INVALID_REQUEST, "send one request as a JSON object; batches are not taken")
+    return request
+
+
+def _checked(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    identifier, method, params = request.get("id"), request.get("method"), request.get("params", {})
+    if request.get("jsonrpc") != "2.0" or not isinstance(method, str):
+        raise RequestError(INVALID_REQUEST, 'a request has "jsonrpc": "2.0" and the name of a method')
+    if identifier is not None and not isinstance(identifier, str | int):
+        raise RequestError(INVALID_REQUEST, "the id of a request is text or an integer")
+    if not isinstance(params, dict):
+        raise RequestError(INVALID_PARAMS, "parameters are given by name, in an object")
+    return method, params

@@ -1,0 +1,205 @@
+"""What a running node answers beyond what its chain says: itself, its peers, agreement, waiting transactions, checks.
+
+What belongs here: reading the parts of a `Node`, and the two things that RPC may make it do: take a signed transaction,
+verify its chain. HTTP and JSON-RPC are `rpc`'s.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import Any
+
+import trio
+
+from bflnode.consensus.keys import account_text
+from bflnode.consensus.tables import current_validators
+from bflnode.consensus.transaction import MAX_AGGREGATE_BYTES, Transaction
+
+from .calls import INSPECTIONS, bind
+from .inspection import Inspector, Json, Sources, transaction_details, transaction_line
+from .node import Node
+from .node_clock import now_ms
+from .refusals import ParameterError
+
+IN_THREAD = frozenset({"block", "blockchain"})
+"""Methods that read the store alone, which is slower than memory and may be shared with threads."""
+
+MAX_WAITING_LISTED = 100
+"""Waiting transactions in one answer."""
+
+
+class UnknownMethodError(Exception):
+    """A method that doesn't exist; the message names those that do."""
+
+
+class RpcMethods:
+    """The methods of one running node."""
+
+    def __init__(self, node: Node, address: str) -> None:
+        self._node = node
+        self._address = address
+        sources = Sources(node.chain.store, node.chain.tree, node.blobs, node.journal, node.key.account)
+        self._inspector = Inspector(sources)
+        self._verifying = trio.CapacityLimiter(1)
+        self._own: dict[str, Callable[..., Awaitable[Any]]] = {
+            "status": self.status,
+            "health": self.health,
+            "net_info": self.net_info,
+            "consensus_state": self.consensus_state,
+            "unconfirmed_txs": self.unconfirmed_transactions,
+            "broadcast_tx": self.broadcast_transaction,
+            "tx": self.transaction,
+            "account": self.account,
+            "verify": self.verify,
+        }
+
+    async def call(self, method: str, params: dict[str, Any]) -> Any:
+        """Answer a method.
+
+        Raises:
+            UnknownMethodError, ParameterError: the request is at fault.
+            InspectionError: what was asked for isn't there.
+            Rejection: a transaction that was refused.
+            StorageError: the disk is at fault.
+        """
+        own = self._own.get(method)
+        if own is not None:
+            return await own(**bind(own, params, bound=0))
+        inspection = INSPECTIONS.get(method)
+        if inspection is None:
+            names = ", ".join(sorted({*self._own, *INSPECTIONS}))
+            raise UnknownMethodError(f"there is no method {method[:40]!r}; methods are {names}")
+        values = bind(inspection, params)
+        if method in IN_THREAD:
+            return await trio.to_thread.run_sync(lambda: inspection(self._inspector, **values))
+        return inspection(self._inspector, **values)
+
+    async def status(self) -> Json:
+        """The node and its chain at a glance."""
+        return self.summary()
+
+    def summary(self) -> Json:
+        """What `status` answers."""
+        node = self._node
+        return {
+            **self._inspector.status(),
+            "running": True,
+            "name": node.configuration.name,
+            "home": str(node.home.root),
+            "pid": os.getpid(),
+            "rpc": self._address,
+            "node_id": str(node.network.peer_id),
+            "addresses": list(node.network.addresses),
+            "version": node.version,
+            "uptime_ms": now_ms() - node.started_ms,
+            "peers": len(node.peers.all()),
+            "syncing": node.synchroniser.is_syncing,
+            "activity": list(node.participant.activity),
+            "trainer": asdict(node.trainer.status()),
+            "mempool": len(node.mempool),
+            "network": node.network.statistics(),
+        }
+
+    async def health(self) -> Json:
+        """Whether the node takes part as it should, and if not, why."""
+        reasons = self.unready_reasons()
+        return {"ready": not reasons, "reasons": reasons}
+
+    def unready_reasons(self) -> list[str]:
+        """Why the node isn't ready; empty if it is."""
+        node = self._node
+        reasons = []
+        others = [account for account in current_validators(node.chain.tree).accounts if account != node.key.account]
+        if others and not node.peers.all():
+            reasons.append("no peer is connected: check p2p.persistent_peers or give `bflnode start` a --peer")
+        if node.synchroniser.is_syncing:
+            reasons.append(f"it is catching up with its peers, at height {node.chain.height}")
+        return reasons
+
+    async def net_info(self) -> Json:
+        """The peers and the traffic with them."""
+        node = self._node
+        validators = current_validators(node.chain.tree)
+        peers = [
+            {
+                "node_id": str(peer.id),
+                "account": account_text(peer.account),
+                "height": peer.height,
+                "version": peer.version,
+                "is_validator": peer.account in validators,
+                "addresses": list(peer.addresses),
+            }
+            for peer in node.peers.all()
+        ]
+        return {
+            "node_id": str(node.network.peer_id),
+            "listening": list(node.network.addresses),
+            "n_peers": len(peers),
+            "peers": peers,
+            "network": node.network.statistics(),
+        }
+
+    async def consensus_state(self) -> Json:
+        """Where agreement on the next block is."""
+        machine = self._node.agreement.machine
+        return {
+            "height": machine.height,
+            "round": machine.round,
+            "step": machine.current_step.name.lower(),
+            "leader": account_text(machine.leader),
+            "is_awake": machine.is_awake,
+        }
+
+    async def unconfirmed_transactions(self) -> Json:
+        """Transactions that wait for a block, in order of arrival."""
+        waiting = self._node.mempool.candidates()
+        lines = [transaction_line(transaction) for transaction in waiting[:MAX_WAITING_LISTED]]
+        return {"n_txs": len(waiting), "txs": lines}
+
+    async def broadcast_transaction(self, transaction: str) -> Json:
+        """Take a signed transaction, in hexadecimal, and send it to the next leaders.
+
+        Raises:
+            ParameterError: not hexadecimal.
+            Rejection: malformed, or it can't be valid.
+        """
+        try:
+            data = bytes.fromhex(transaction)
+        except ValueError as error:
+            raise ParameterError(
+                "parameter 'transaction' is not hexadecimal: give the canonical bytes in hex"
+            ) from error
+        taken = Transaction.from_bytes(data, max_bytes=MAX_AGGREGATE_BYTES)
+        self._node.relay.submit(taken)
+        return {"id": taken.id.hex(), "status": "waiting"}
+
+    async def transaction(self, reference: str) -> Json:
+        """A transaction in a block, or one that waits."""
+        for waiting in self._node.mempool.candidates():
+            if waiting.id.hex() == reference.strip().lower():
+                return {"status": "waiting", "height": None, **transaction_details(waiting)}
+        return self._inspector.transaction(reference)
+
+    async def account(self, reference: str = "") -> Json:
+        """An account, with the nonce that its next transaction should have after those that wait."""
+        answer = self._inspector.account(reference)
+        sender = self._inspector.resolve_account(reference)
+        waiting = [
+            transaction.nonce + 1
+            for transaction in self._node.mempool.candidates()
+            if transaction.sender == sender and not transaction.is_round_transaction
+        ]
+        return {**answer, "next_nonce": max([answer["nonce"], *waiting])}
+
+    async def verify(self, reexecute: bool = False) -> Json:
+        """Check the whole chain, in a thread; one check at a time. Ends early when the caller goes away."""
+        from .verify import verify_chain
+
+        def work() -> Json:
+            def progress(_height: int, _tip: int) -> None:
+                trio.from_thread.check_cancelled()
+
+            found = verify_chain(self._node.chain.store, self._node.blobs, reexecute=reexecute, progress=progress)
+            return {"is_valid": found.is_valid, **asdict(found)}
+
+        return await trio.to_thread.run_sync(work, limiter=self._verifying)

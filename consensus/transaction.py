@@ -42,6 +42,9 @@ MAX_AGGREGATE_BYTES = 128 * 1024
 MAX_CLASSES = 1024
 """Classes of a task: bounds the label histogram in a registration."""
 
+MAX_SAMPLES = 2**40
+"""Samples that a client may claim: what averaging by samples can weigh without losing a bit (`fl.aggregation`)."""
+
 MAX_BITMAP_BYTES = MAX_CLIENTS // 8
 
 MAX_TRIANGLE_BYTES = MAX_CLIENTS * (MAX_CLIENTS - 1)
@@ -101,7 +104,7 @@ class TaskRegister(Record):
     """
 
     task: Hash
-    samples: Unsigned
+    samples: Annotated[int, Between(0, MAX_SAMPLES)]
     histogram: Annotated[tuple[Unsigned, ...], AtMost(MAX_CLASSES)]
     data_commitment: Hash
 

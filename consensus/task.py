@@ -40,6 +40,9 @@ MAX_ATTEMPTS = 4
 LINE_LENGTH = 3
 """Aggregators in line for one attempt: the acting one and two replacements."""
 
+MAX_CLUSTERS = 32
+"""Clusters of a task: every node clusters 256 clients within a second, which takes three at 60 clusters."""
+
 MISSES_BEFORE_LEAVING = 3
 """Learning rounds in a row without a COMMIT after which a client leaves the task."""
 
@@ -127,7 +130,7 @@ class TaskSpecification(Record):
     clients_start: Annotated[int, Between(1, MAX_CLIENTS)]
     clients_min: Annotated[int, Between(1, MAX_CLIENTS)]
     clients_max: Annotated[int, Between(1, MAX_CLIENTS)]
-    clusters: Annotated[int, Between(1, MAX_CLIENTS)]
+    clusters: Annotated[int, Between(1, MAX_CLUSTERS)]
     rho: Annotated[int, Between(1, 8)]
     psi: Annotated[int, Between(1, 4096)]
     probe_mode: ProbeMode

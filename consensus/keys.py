@@ -5,6 +5,7 @@ Key files and their permissions belong to `node`.
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Self
 
 from nacl.exceptions import BadSignatureError
@@ -17,6 +18,13 @@ from .types import AccountId, ChainId, Hash, Signature
 
 CHECKSUM_BYTES = 4
 """Bytes of checksum behind an account in text: a typo passes once in four thousand million times."""
+
+VERDICTS_KEPT = 16_384
+"""Verdicts on signatures that are remembered: those of some blocks. A vote is looked at on arrival and in the next
+block's commit, a transaction on arrival, when a block is built and when it is validated."""
+
+MAX_REMEMBERED_BYTES = 1024
+"""Longest message whose verdict is remembered: votes and nearly all transactions are shorter, 16 MB in all."""
 
 
 def signed_message(kind: str, chain_id: ChainId, payload: bytes) -> bytes:
@@ -43,11 +51,19 @@ def is_signed(account: AccountId, message: bytes, signature: Signature) -> bool:
     They are stricter than RFC 8032: s must be below the group order, and neither the key nor R may be of small order
     or encoded in a second way. The equation is the one without cofactor.
     """
+    judge = _judge_and_remember if len(message) <= MAX_REMEMBERED_BYTES else _judge
+    return judge(account, message, signature)
+
+
+def _judge(account: AccountId, message: bytes, signature: Signature) -> bool:
     try:
         VerifyKey(account).verify(message, signature)
     except (BadSignatureError, ValueError):
         return False
     return True
+
+
+_judge_and_remember = lru_cache(maxsize=VERDICTS_KEPT)(_judge)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,8 +55,14 @@ _log = logging.getLogger(__name__)
 MAX_INBOX = 4096
 """Messages that wait for the machine: all votes of twenty rounds among a hundred validators."""
 
-MAX_EARLY = 1024
-"""Messages kept for the next height: a node that decides last gets them before it is there."""
+MAX_PROPOSALS_WAITING = 16
+"""Proposals in the inbox at most, of a megabyte each: peers send again what is still missing."""
+
+MAX_EARLY_VOTES = 1024
+"""Votes kept for the next height: a node that decides last gets them before it is there."""
+
+MAX_EARLY_PROPOSALS = 4
+"""Proposals kept for the next height: those of its first rounds."""
 
 COMPACT_EVERY = 16
 """Heights between compactions of the signer WAL: each costs three syncs of the disk."""
@@ -66,6 +72,20 @@ BUSY_STATUS_S = 1.0
 
 IDLE_STATUS_S = 5.0
 """How often a node without work tells its peers where it is."""
+
+ANSWER_PAUSE_S = 0.2
+"""A peer's status is answered this often at most: an answer may be a megabyte, a status is a few bytes."""
+
+LOOK_AGAIN_S = 5.0
+"""How often due times are compared with the wall clock again: it may be set, or the machine may have slept."""
+
+
+@dataclass(frozen=True, slots=True)
+class MessageReceived:
+    """A proposal or vote, and the peer that answers for it: nobody passes on what it has not checked."""
+
+    message: ProposalMessage | Vote
+    sender: PeerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +104,14 @@ class StatusReceived:
     sender: PeerId
 
 
-Item: TypeAlias = (
-    ProposalMessage | Vote | StatusReceived | FinalBlockReceived | TimeoutElapsed | BlockBuilt | WorkAvailable
-)
+@dataclass(frozen=True, slots=True)
+class WorkWanted:
+    """There is work for a height; too late for any other."""
+
+    height: int
+
+
+Item: TypeAlias = MessageReceived | StatusReceived | FinalBlockReceived | TimeoutElapsed | BlockBuilt | WorkWanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +121,15 @@ class Outlets:
     Attributes:
         push: send bytes under a protocol to one peer.
         peers: the greeted peers.
-        decided: called after each block with the block, its commit and the learning events.
-        behind: called when a peer is seen ahead, with its id and the height it works on.
+        punish: count a misdeed of a peer, with the reason.
+        decided: called after each block with the block and its commit.
         now_ms: wall clock, milliseconds since the epoch.
     """
 
     push: Callable[[PeerId, str, bytes], bool]
     peers: Callable[[], tuple[PeerId, ...]]
+    punish: Callable[[PeerId, str], None]
     decided: Callable[[Block, Commit], None]
-    behind: Callable[[PeerId, int], None]
     now_ms: Callable[[], int]
 
 
@@ -118,7 +143,10 @@ class AgreementDriver:
         self._mempool = mempool
         self._outlets = outlets
         self._send, self._receive = trio.open_memory_channel[Item](MAX_INBOX)
-        self._early: deque[ProposalMessage | Vote] = deque(maxlen=MAX_EARLY)
+        self._proposals_waiting = 0
+        self._early_proposals: deque[MessageReceived] = deque(maxlen=MAX_EARLY_PROPOSALS)
+        self._early_votes: deque[MessageReceived] = deque(maxlen=MAX_EARLY_VOTES)
+        self._answered_s: dict[PeerId, float] = {}
         self._inputs: deque[Input] = deque()
         self._machine = self._new_machine()
         self._tasks: trio.Nursery | None = None
@@ -138,10 +166,14 @@ class AgreementDriver:
 
     def deliver(self, item: Item) -> bool:
         """Put a message into the inbox; False when it is full, and the message is dropped."""
+        is_proposal = _is_proposal(item)
+        if is_proposal and self._proposals_waiting >= MAX_PROPOSALS_WAITING:
+            return False
         try:
             self._send.send_nowait(item)
         except trio.WouldBlock:
             return False
+        self._proposals_waiting += is_proposal
         return True
 
     def poke(self) -> None:
@@ -165,65 +197,106 @@ class AgreementDriver:
     def _new_machine(self) -> Machine:
         height, tree = self._chain.height + 1, self._chain.tree
         return Machine(
-            self._account,
+            self._account if self._may_sign(height) else None,
             self._chain.genesis.parameters,
             height=height,
             validators=current_validators(tree),
             leader=lambda round_: current_leader(tree, height, round_),
         )
 
+    def _may_sign(self, height: int) -> bool:
+        """Whether the signer's log goes along with this height.
+
+        Where the chain was lost and the log was not, the log has signed later heights and forgotten this one: the node
+        follows the others without a vote until it is there again.
+        """
+        signed_height = self._wal.mark[0]
+        if signed_height < height or (signed_height == height and self._wal.records(height)):
+            return True
+        _log.warning("height %d: no vote, because this key has signed up to height %d before", height, signed_height)
+        return False
+
     async def _run_height(self) -> None:
         """Agree on one height; timers and builds of the height end with it."""
         self._inputs.clear()
+        self._answered_s.clear()
         self._machine = self._new_machine()
-        early, self._early = self._early, deque(maxlen=MAX_EARLY)
+        early = deque((*self._early_proposals, *self._early_votes))
+        self._early_proposals.clear()
+        self._early_votes.clear()
         async with trio.open_nursery() as tasks:
             self._tasks = tasks
             self.poke()
             await self._execute(self._machine.start(self._wal.records(self._machine.height)))
             await self._run_machine()
             while not self._is_over():
-                await self._take(early.popleft() if early else await self._receive.receive())
+                await self._take(early.popleft() if early else await self._next_item())
             tasks.cancel_scope.cancel()
 
     def _is_over(self) -> bool:
         return self._chain.height >= self._machine.height
 
+    async def _next_item(self) -> Item:
+        item = await self._receive.receive()
+        self._proposals_waiting -= _is_proposal(item)
+        return item
+
     async def _take(self, item: Item) -> None:
-        """Deal with one item of the inbox; what a peer did wrong is logged and forgotten."""
-        try:
-            match item:
-                case ProposalMessage():
-                    self._take_proposal(item)
-                case Vote():
-                    self._take_vote(item)
-                case StatusReceived():
-                    self._answer_status(item)
-                case FinalBlockReceived():
-                    await self._take_final(item)
-                case TimeoutElapsed() | BlockBuilt() | WorkAvailable():
-                    self._inputs.append(item)
-                case _:
-                    assert_never(item)
-            await self._run_machine()
-        except Rejection as rejection:
-            _log.info("refused %s: %s", type(item).__name__, rejection)
+        """Deal with one item of the inbox. A peer that sends what no correct node does is punished."""
+        match item:
+            case MessageReceived(message, sender):
+                try:
+                    self._take_message(item)
+                    await self._run_machine()
+                except Rejection as rejection:
+                    self._outlets.punish(sender, f"{type(message).__name__}: {rejection}")
+            case StatusReceived():
+                self._answer_status(item)
+            case FinalBlockReceived():
+                await self._take_final(item)
+            case WorkWanted(height):
+                if height == self._machine.height:
+                    self._inputs.append(WorkAvailable())
+            case TimeoutElapsed() | BlockBuilt():
+                self._inputs.append(item)
+            case _:
+                assert_never(item)
+        await self._run_machine()
 
     async def _run_machine(self) -> None:
         while self._inputs and not self._is_over():
             await self._execute(self._machine.step(self._inputs.popleft()))
 
-    def _take_proposal(self, message: ProposalMessage) -> None:
-        proposal = message.proposal
-        if self._keep_for_later(message, proposal.height):
+    def _take_message(self, item: MessageReceived) -> None:
+        """Check whose message it is, and hand it to the machine now or at the next height; an old one is dropped."""
+        message, height = item.message, self._machine.height
+        slot = message if isinstance(message, Vote) else message.proposal
+        if slot.height not in (height, height + 1):
             return
-        if proposal.proposer != current_leader(self._chain.tree, proposal.height, proposal.round):
-            raise Rejection(Reason.WRONG_PROPOSER, height=proposal.height, round=proposal.round, got=proposal.proposer)
+        self._check_signatures(message)
+        if slot.height == height:
+            self._inputs.append(self._input_of(message))
+        elif signer_of(slot) in current_validators(self._chain.tree):
+            (self._early_votes if isinstance(message, Vote) else self._early_proposals).append(item)
+
+    def _check_signatures(self, message: ProposalMessage | Vote) -> None:
         chain_id = self._chain.genesis.chain_id
-        proposal.verify_signature(chain_id)
-        for vote in message.certificate:
-            vote.verify_signature(chain_id)
-        self._inputs.append(ProposalReceived(message, self._is_valid(message.block), self._is_timely(message.block)))
+        if isinstance(message, Vote):
+            message.verify_signature(chain_id)
+        else:
+            message.proposal.verify_signature(chain_id)
+            for vote in message.certificate:
+                vote.verify_signature(chain_id)
+
+    def _input_of(self, message: ProposalMessage | Vote) -> Input:
+        """A message of this height for the machine; a block is executed only if the round's leader proposes it."""
+        if isinstance(message, Vote):
+            return VoteReceived(message)
+        proposal = message.proposal
+        leader = current_leader(self._chain.tree, proposal.height, proposal.round)
+        if proposal.proposer != leader:
+            raise Rejection(Reason.WRONG_PROPOSER, round=proposal.round, got=proposal.proposer, expected=leader)
+        return ProposalReceived(message, self._is_valid(message.block), self._is_timely(message.block))
 
     def _is_valid(self, block: Block) -> bool:
         try:
@@ -237,33 +310,23 @@ class AgreementDriver:
         distance_ms = abs(block.header.time_ms - self._outlets.now_ms())
         return distance_ms <= self._chain.genesis.parameters.clock_tolerance_ms
 
-    def _take_vote(self, vote: Vote) -> None:
-        if self._keep_for_later(vote, vote.height):
-            return
-        vote.verify_signature(self._chain.genesis.chain_id)
-        self._inputs.append(VoteReceived(vote))
-
-    def _keep_for_later(self, message: ProposalMessage | Vote, height: int) -> bool:
-        """Whether a message is not for the height at hand: an old one is dropped, one of the next height kept."""
-        if height == self._machine.height + 1:
-            self._early.append(message)
-        return height != self._machine.height
-
     def _answer_status(self, item: StatusReceived) -> None:
-        """Send a peer what it lacks at this height; or find out that somebody is behind."""
-        status = item.status
-        if status.height > self._machine.height:
-            self._outlets.behind(item.sender, status.height)
-        elif status.height < self._machine.height:
+        """Send a peer what it lacks at this height, or say that it is behind."""
+        status, now_s = item.status, trio.current_time()
+        if status.height > self._machine.height or now_s < self._answered_s.get(item.sender, 0.0) + ANSWER_PAUSE_S:
+            return
+        self._answered_s[item.sender] = now_s
+        if status.height < self._machine.height:
             self._outlets.push(item.sender, STATUS, self._machine.status().to_bytes())
-        else:
-            missing = self._machine.missing(status)
-            for message in missing.proposals:
-                self._outlets.push(item.sender, PROPOSALS, message.to_bytes())
-            for vote in missing.votes:
-                self._outlets.push(item.sender, VOTES, vote.to_bytes())
+            return
+        missing = self._machine.missing(status)
+        for vote in missing.votes:
+            self._outlets.push(item.sender, VOTES, vote.to_bytes())
+        for message in missing.proposals:
+            self._outlets.push(item.sender, PROPOSALS, message.to_bytes())
 
     async def _take_final(self, item: FinalBlockReceived) -> None:
+        """Append a final block if it is the next one; who brought a bad one finds the chain where it was."""
         try:
             block, commit = item.final.block, item.final.commit
             if block.height == self._machine.height:
@@ -271,6 +334,8 @@ class AgreementDriver:
                     raise Rejection(Reason.WRONG_COMMIT, commit=commit.block_id, block=block.id)
                 verify_commit(self._chain.genesis.chain_id, current_validators(self._chain.tree), commit)
                 await self._append(block, commit)
+        except Rejection as rejection:
+            _log.info("refused a final block: %s", rejection)
         finally:
             item.done.set()
 
@@ -319,6 +384,8 @@ class AgreementDriver:
         """Build a block once the interval since the last one has passed."""
         interval_s = self._chain.genesis.parameters.block_interval_ms / 1000
         await trio.sleep_until(self._decided_at_s + interval_s)
+        if self._is_over() or self._machine.round != round_:
+            return
         block = self._chain.build(
             self._account, round_=round_, time_ms=self._outlets.now_ms(), candidates=self._mempool.candidates()
         )
@@ -326,23 +393,26 @@ class AgreementDriver:
 
     async def _append(self, block: Block, commit: Commit) -> None:
         await self._chain.append(block, commit)
-        if block.height % COMPACT_EVERY == 0:
-            await trio.to_thread.run_sync(self._wal.compact, block.height)
         self._decided_at_s = trio.current_time()
         self._mempool.settle(block.transactions)
         self._outlets.decided(block, commit)
+        if block.height % COMPACT_EVERY == 0:
+            await trio.to_thread.run_sync(self._wal.compact, block.height)
 
     async def _watch_for_work(self) -> None:
-        """Wake the machine when a transaction waits, a deadline is due or the heartbeat comes."""
+        """Wake the machine when a transaction waits, a deadline is due or the heartbeat comes.
+
+        A machine that is awake needs no waking until the next height, which pokes.
+        """
         while True:
-            self._poked = trio.Event()
-            machine = self._machine
-            wait_ms = self._work_in_ms()
-            if not machine.is_awake and wait_ms <= 0:
-                await self._send.send(WorkAvailable())
-                wait_ms = self._chain.genesis.parameters.heartbeat_ms
-            with trio.move_on_after(max(wait_ms, 1) / 1000):
-                await self._poked.wait()
+            poked = self._poked = trio.Event()
+            height, is_awake = self._machine.height, self._machine.is_awake
+            wait_s = LOOK_AGAIN_S if is_awake else self._work_in_ms() / 1000
+            if wait_s <= 0:
+                await self._send.send(WorkWanted(height))
+                wait_s = LOOK_AGAIN_S
+            with trio.move_on_after(min(wait_s, LOOK_AGAIN_S)):
+                await poked.wait()
 
     def _work_in_ms(self) -> int:
         """Milliseconds until a block is wanted; 0 or less when one is wanted now."""
@@ -367,3 +437,7 @@ class AgreementDriver:
 def signer_of(message: Vote | Proposal) -> AccountId:
     """Whose message it is."""
     return message.validator if isinstance(message, Vote) else message.proposer
+
+
+def _is_proposal(item: Item) -> bool:
+    return isinstance(item, MessageReceived) and isinstance(item.message, ProposalMessage)

@@ -51,8 +51,8 @@ class Chain:
 
     @property
     def height(self) -> int:
-        """Height of the last block; 0 before the first."""
-        return self.store.tip().height
+        """Height of the last block whose state is `tree`; 0 before the first. The disk may be one block ahead."""
+        return 0 if self.tip_header is None else self.tip_header.height
 
     @property
     def tip_time_ms(self) -> int:

@@ -2,7 +2,7 @@
 
 A transaction is verified once, on arrival. One that can never be valid is refused with its reason; one that is only
 early (a REVEAL that overtook the block that closes COMMIT) waits within bounds. After each block everything that
-waits is judged again.
+waits is judged again. How transactions travel is `transaction_relay`'s business.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,6 +18,9 @@ MAX_WAITING = 5_000
 MAX_PER_SENDER = 64
 """Transactions of one sender that wait at most: nobody fills the pool alone."""
 
+MAX_BYTES_PER_SENDER = 512 * 1024
+"""Bytes of one sender that wait at most: four of the largest AGGREGATE, and room for all else."""
+
 MAX_WAIT_S = 120.0
 """What found its way into no block for this long is forgotten; its sender sends again what it still owes."""
 
@@ -27,9 +30,25 @@ Check = Callable[[Transaction], None]
 
 @dataclass(slots=True)
 class _Waiting:
+    """A transaction that waits.
+
+    Attributes:
+        is_ready: whether it is valid on the current state, and not only early.
+        is_gossiped: whether it was gossiped already.
+    """
+
     transaction: Transaction
     since_s: float
+    is_ready: bool
     is_gossiped: bool = False
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one sender occupies."""
+
+    count: int = 0
+    size_bytes: int = 0
 
 
 class Mempool:
@@ -40,7 +59,8 @@ class Mempool:
         self._is_early = is_early
         self._clock = clock
         self._waiting: dict[TransactionId, _Waiting] = {}
-        self._per_sender: dict[AccountId, int] = {}
+        self._shares: dict[AccountId, _Share] = {}
+        self._ready = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -59,17 +79,13 @@ class Mempool:
         """
         if transaction.id in self._waiting:
             return False
-        try:
-            self._check(transaction)
-        except Rejection as rejection:
-            if not self._is_early(rejection):
-                raise
-        if len(self._waiting) >= MAX_WAITING:
-            raise Rejection(Reason.LIMIT, waiting=len(self._waiting))
-        if self._per_sender.get(transaction.sender, 0) >= MAX_PER_SENDER:
-            raise Rejection(Reason.LIMIT, sender=transaction.sender, waiting=MAX_PER_SENDER)
-        self._waiting[transaction.id] = _Waiting(transaction, self._clock())
-        self._per_sender[transaction.sender] = self._per_sender.get(transaction.sender, 0) + 1
+        self._require_room(transaction)
+        is_ready = self._judge(transaction)
+        self._waiting[transaction.id] = _Waiting(transaction, self._clock(), is_ready)
+        share = self._shares.setdefault(transaction.sender, _Share())
+        share.count += 1
+        share.size_bytes += len(transaction.encoded)
+        self._ready += is_ready
         return True
 
     def candidates(self) -> tuple[Transaction, ...]:
@@ -77,8 +93,8 @@ class Mempool:
         return tuple(entry.transaction for entry in self._waiting.values())
 
     def has_work(self) -> bool:
-        """Whether something waits that is valid now."""
-        return any(self._is_valid(entry.transaction) for entry in self._waiting.values())
+        """Whether something waits that was valid when it was last judged."""
+        return self._ready > 0
 
     def settle(self, included: Iterable[Transaction]) -> None:
         """Forget what a block included, and what its state has made invalid or too old."""
@@ -86,38 +102,58 @@ class Mempool:
             self._forget(transaction.id)
         oldest_s = self._clock() - MAX_WAIT_S
         for entry in list(self._waiting.values()):
-            if entry.since_s < oldest_s or not self._may_become_valid(entry.transaction):
+            try:
+                is_ready = self._judge(entry.transaction)
+            except Rejection:
                 self._forget(entry.transaction.id)
+                continue
+            if entry.since_s < oldest_s:
+                self._forget(entry.transaction.id)
+            else:
+                self._ready += is_ready - entry.is_ready
+                entry.is_ready = is_ready
 
-    def take_stale(self, age_s: float, count: int) -> tuple[Transaction, ...]:
-        """Up to `count` transactions that have waited for `age_s` and were not taken here before: time to gossip."""
-        stale = [
-            entry
+    def stale(self, age_s: float) -> tuple[Transaction, ...]:
+        """What has waited for `age_s` and was not gossiped yet, in order of arrival."""
+        latest_s = self._clock() - age_s
+        return tuple(
+            entry.transaction
             for entry in self._waiting.values()
-            if not entry.is_gossiped and self._clock() - entry.since_s >= age_s
-        ][:count]
-        for entry in stale:
-            entry.is_gossiped = True
-        return tuple(entry.transaction for entry in stale)
+            if not entry.is_gossiped and entry.since_s <= latest_s
+        )
 
-    def _is_valid(self, transaction: Transaction) -> bool:
-        try:
-            self._check(transaction)
-        except Rejection:
-            return False
-        return True
+    def note_gossiped(self, transactions: Iterable[Transaction]) -> None:
+        """These were gossiped: once is enough."""
+        for transaction in transactions:
+            if transaction.id in self._waiting:
+                self._waiting[transaction.id].is_gossiped = True
 
-    def _may_become_valid(self, transaction: Transaction) -> bool:
+    def _require_room(self, transaction: Transaction) -> None:
+        if len(self._waiting) >= MAX_WAITING:
+            raise Rejection(Reason.LIMIT, waiting=len(self._waiting))
+        share = self._shares.get(transaction.sender, _Share())
+        if share.count >= MAX_PER_SENDER:
+            raise Rejection(Reason.LIMIT, sender=transaction.sender, waiting=share.count)
+        if share.size_bytes + len(transaction.encoded) > MAX_BYTES_PER_SENDER:
+            raise Rejection(Reason.LIMIT, sender=transaction.sender, waiting_bytes=share.size_bytes)
+
+    def _judge(self, transaction: Transaction) -> bool:
+        """Whether a transaction is valid now (True) or only early (False); raises Rejection where it is neither."""
         try:
             self._check(transaction)
         except Rejection as rejection:
-            return self._is_early(rejection)
+            if not self._is_early(rejection):
+                raise
+            return False
         return True
 
     def _forget(self, identifier: TransactionId) -> None:
         entry = self._waiting.pop(identifier, None)
-        if entry is not None:
-            sender = entry.transaction.sender
-            self._per_sender[sender] -= 1
-            if not self._per_sender[sender]:
-                del self._per_sender[sender]
+        if entry is None:
+            return
+        self._ready -= entry.is_ready
+        share = self._shares[entry.transaction.sender]
+        share.count -= 1
+        share.size_bytes -= len(entry.transaction.encoded)
+        if not share.count:
+            del self._shares[entry.transaction.sender]

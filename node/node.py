@@ -14,7 +14,7 @@ from importlib.metadata import version
 
 import trio
 
-from bflnode.consensus.agreement import MAX_STATUS_BYTES, Status
+from bflnode.consensus.agreement import MAX_STATUS_BYTES, Status, Step
 from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote
 from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.tables import current_validators
@@ -22,7 +22,7 @@ from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.home_lock import HomeLock
 from bflnode.storage.signer_wal import SignerWal
 
-from .agreement_driver import AgreementDriver, FinalBlockReceived, Outlets, StatusReceived
+from .agreement_driver import AgreementDriver, FinalBlockReceived, MessageReceived, Outlets, StatusReceived
 from .chain import Chain
 from .configuration import Configuration, shard_path
 from .controls import Controls
@@ -126,8 +126,8 @@ class Node:
         outlets = Outlets(
             push=self.network.push,
             peers=self.peers.ids,
+            punish=self.network.punish,
             decided=self._decided,
-            behind=lambda peer, height: self.synchroniser.notice(peer, height - 1),
             now_ms=now_ms,
         )
         self.agreement = AgreementDriver(self.chain, self.key.account, self._wal, self.mempool, outlets)
@@ -194,7 +194,8 @@ class Node:
             self._tell_peers()
 
     def _tell_peers(self) -> None:
-        status = self.agreement.machine.status().to_bytes()
+        """Say that a block is final: a peer may be connected to no validator, and gets no votes."""
+        status = Status(self.chain.height + 1, 0, Step.PROPOSE, ()).to_bytes()
         for peer in self.peers.ids():
             self.network.push(peer, STATUS, status)
 
@@ -217,9 +218,10 @@ class Node:
         if protocol == TRANSACTIONS:
             self.relay.receive(data)
         elif protocol == VOTES:
-            self.agreement.deliver(Vote.from_bytes(data, max_bytes=MAX_VOTE_BYTES))
+            self.agreement.deliver(MessageReceived(Vote.from_bytes(data, max_bytes=MAX_VOTE_BYTES), sender))
         elif protocol == PROPOSALS:
-            self.agreement.deliver(ProposalMessage.from_bytes(data, max_bytes=MAX_PUSH_BYTES))
+            proposal = ProposalMessage.from_bytes(data, max_bytes=MAX_PUSH_BYTES)
+            self.agreement.deliver(MessageReceived(proposal, sender))
         elif protocol == STATUS:
             status = Status.from_bytes(data, max_bytes=MAX_STATUS_BYTES)
             self.synchroniser.notice(sender, status.height - 1)
@@ -237,9 +239,9 @@ class Node:
         if protocol == PENDING:
             return self.relay.pending()
         if protocol == MANIFESTS:
-            return self.exchange.serve_manifest(data)
+            return await trio.to_thread.run_sync(self.exchange.serve_manifest, data)
         if protocol == CHUNKS:
-            return self.exchange.serve_chunk(data)
+            return await trio.to_thread.run_sync(self.exchange.serve_chunk, data)
         raise Rejection(Reason.UNSUPPORTED, protocol=protocol)
 
     async def on_connected(self, peer: PeerId) -> None:

@@ -1,15 +1,16 @@
 """Brings waiting transactions to whoever makes the next blocks.
 
 A transaction goes straight to the next leaders over open streams, which costs a twentieth of gossip. What no block has
-taken after a second is gossiped, many in one message, since a leader may be dead or not connected; and again to the
-leaders as they change.
+taken after a second is gossiped, many in one message, since a leader may be dead or not connected. One too large for
+gossip (an AGGREGATE of many clients) is pushed to all peers instead, and by them to theirs.
 """
 
 import logging
+from collections.abc import Iterable
 
 import trio
 
-from bflnode.consensus.rejection import Rejection
+from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.transaction import Transaction
 from bflnode.consensus.types import AccountId, ChainId
 
@@ -20,6 +21,9 @@ from .network import Network
 from .peers import Peers
 
 _log = logging.getLogger(__name__)
+
+BATCH_OVERHEAD_BYTES = 16
+"""What a batch adds to its transactions."""
 
 LEADERS = 3
 """Leaders of this and the next rounds that get a transaction at once: one dead leader then costs no relay."""
@@ -63,29 +67,39 @@ class TransactionRelay:
                 self._agreement.poke()
 
     def receive(self, data: bytes) -> None:
-        """Take a batch from a peer. One that a block has overtaken is no fault of the peer.
+        """Take a batch from a peer. A transaction that a block has overtaken is no fault of the peer.
 
         Raises:
-            Rejection: malformed bytes.
+            Rejection: malformed bytes, or a bad signature, which no correct node passes on.
         """
         for transaction in Batch.from_bytes(data, max_bytes=MAX_PUSH_BYTES).transactions:
             try:
                 self.accept(transaction)
             except Rejection as rejection:
+                if rejection.reason is Reason.BAD_SIGNATURE:
+                    raise
                 _log.debug("refused %s of %s: %s", transaction.kind.name, transaction.sender.hex()[:12], rejection)
 
     def pending(self) -> bytes:
         """What waits here, for a peer that asks: as much as fits in one message."""
-        return _fitting(self._mempool.candidates(), MAX_GOSSIP_BYTES)
+        return Batch(_fitting(self._mempool.candidates())).to_bytes()
 
     async def run(self) -> None:
-        """Gossip what waits too long, until cancelled."""
-        topic = transactions_topic(self._chain_id)
+        """Pass on what waits too long, until cancelled."""
         while True:
             await trio.sleep(STALE_S / 2)
-            stale = self._mempool.take_stale(STALE_S, MAX_BATCH)
-            if stale:
-                await self._network.publish(topic, _fitting(stale, MAX_GOSSIP_BYTES))
+            stale = self._mempool.stale(STALE_S)
+            large = tuple(transaction for transaction in stale if not _fitting((transaction,)))
+            small = _fitting(transaction for transaction in stale if transaction not in large)
+            self._mempool.note_gossiped((*large, *small))
+            for transaction in large:
+                self._push_to_all(Batch((transaction,)).to_bytes())
+            if small:
+                await self._network.publish(transactions_topic(self._chain_id), Batch(small).to_bytes())
+
+    def _push_to_all(self, data: bytes) -> None:
+        for peer in self._peers.ids():
+            self._network.push(peer, TRANSACTIONS, data)
 
     def _push_to(self, account: AccountId, data: bytes) -> None:
         peer = self._peers.of_account(account)
@@ -93,13 +107,14 @@ class TransactionRelay:
             self._network.push(peer.id, TRANSACTIONS, data)
 
 
-def _fitting(transactions: tuple[Transaction, ...], limit_bytes: int) -> bytes:
-    """A batch of the first transactions that fit."""
+def _fitting(transactions: Iterable[Transaction]) -> tuple[Transaction, ...]:
+    """The transactions that fit in one message, in order; what doesn't is passed over."""
     chosen: list[Transaction] = []
-    size_bytes = 16
-    for transaction in transactions[:MAX_BATCH]:
-        size_bytes += len(transaction.encoded)
-        if size_bytes > limit_bytes:
+    size_bytes = BATCH_OVERHEAD_BYTES
+    for transaction in transactions:
+        if len(chosen) == MAX_BATCH:
             break
-        chosen.append(transaction)
-    return Batch(tuple(chosen)).to_bytes()
+        if size_bytes + len(transaction.encoded) <= MAX_GOSSIP_BYTES:
+            size_bytes += len(transaction.encoded)
+            chosen.append(transaction)
+    return tuple(chosen)

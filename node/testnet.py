@@ -8,6 +8,7 @@ works from any terminal, and a testnet outlives the command that started it. The
 `testnet_homes`.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -21,9 +22,10 @@ from bflnode.storage.errors import StorageError
 from bflnode.storage.home_lock import running_pid
 
 from .home import Home, HomeError
-from .launcher import LauncherClient, start_launcher
-from .reader import NotAnsweringError, RunningNode, find_running, open_reader
-from .rpc_client import RpcClient, RpcError, UnreachableError
+from .launcher import LauncherClient, StartProcess, start_launcher
+from .reader import RunningNode, find_running, open_reader
+from .refusals import RpcError, UnreachableError
+from .rpc_client import RpcClient
 from .testnet_homes import Testnet
 
 READY_DEADLINE_S = 120.0
@@ -51,7 +53,15 @@ Found = TypeVar("Found")
 
 
 class TestnetError(Exception):
-    """A testnet's processes don't do what they should. The message names the node, the cause and where to look."""
+    """A testnet's processes don't do what they should. The message names the node, the cause and where to look.
+
+    Attributes:
+        log: the last lines of the log in question.
+    """
+
+    def __init__(self, message: str, log: Sequence[str] = ()) -> None:
+        self.log = tuple(log)
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,18 @@ def launcher_client(testnet: Testnet) -> LauncherClient:
     return LauncherClient(testnet.run.resolve() / "launcher.sock")
 
 
+def run_child(client: LauncherClient, request: StartProcess) -> None:
+    """Have the launcher run one of our entries, and wait until it has ended. It tells its result in a file of its own.
+
+    Raises:
+        LauncherError: no process can be started.
+    """
+    descriptor = _open(client.start(request))
+    if descriptor is not None:
+        with contextlib.closing(os.fdopen(descriptor)) as process:
+            select.select([process], [], [])
+
+
 def ensure_launcher(testnet: Testnet) -> LauncherClient:
     """The testnet's launcher; a new one if there is none.
 
@@ -134,14 +156,14 @@ def _wait_until_ready(home: Home, pid: int | None, deadline_s: float) -> NodeSta
         running = _find_node(home)
         if running is None:
             if pid is not None and not _is_alive(pid):
-                raise TestnetError(f"{home.root.name} ended while starting. {log_tail_text(home)}")
+                raise TestnetError(f"{home.root.name} ended while starting: see {home.log_file}", log_tail(home))
             return None
         found = _ask(home, running)
         return found if found.status is not None else None
 
     ready = poll(answer, max(0.0, deadline_s))
     if ready is None:
-        raise TestnetError(f"{home.root.name} doesn't answer in time. {log_tail_text(home)}")
+        raise TestnetError(f"{home.root.name} doesn't answer in time: see {home.log_file}", log_tail(home))
     return ready
 
 
@@ -149,7 +171,7 @@ def _find_node(home: Home) -> RunningNode | None:
     """The node on a home, None while there is none that has said where it answers."""
     try:
         return find_running(home, patience_s=0)
-    except NotAnsweringError:
+    except UnreachableError:
         return None
 
 
@@ -172,19 +194,24 @@ def down(testnet: Testnet, names: Sequence[str] = (), *, deadline_s: float = STO
         HomeError: there is no node of that name.
         TestnetError: a process can't be ended.
     """
-    homes = [testnet.home(name) for name in names] or list(testnet.homes)
-    running = {home.root.name: pid for home in homes if (pid := _node_pid(home)) is not None}
-    killed = _end_processes(running, deadline_s)
+    killed = stop_nodes(testnet, names, deadline_s=deadline_s)
     if all(running_pid(home.root) is None for home in testnet.homes):
         stop_launcher(testnet)
     return killed
+
+
+def stop_nodes(testnet: Testnet, names: Sequence[str] = (), *, deadline_s: float = STOP_DEADLINE_S) -> tuple[str, ...]:
+    """As `down`, but the launcher goes on."""
+    homes = [testnet.home(name) for name in names] or list(testnet.homes)
+    running = {home.root.name: pid for home in homes if (pid := _node_pid(home)) is not None}
+    return _end_processes(running, deadline_s)
 
 
 def _node_pid(home: Home) -> int | None:
     """The process of a home's node, None when there is none. A command that just reads the home is waited for."""
     try:
         running = find_running(home)
-    except NotAnsweringError:
+    except UnreachableError:
         return running_pid(home.root)  # a node that hangs while it starts
     return None if running is None else running.pid
 
@@ -259,6 +286,11 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
+def is_up(testnet: Testnet) -> bool:
+    """Whether any node runs."""
+    return any(_find_node(home) is not None for home in testnet.homes)
+
+
 def statuses(testnet: Testnet, names: Sequence[str] = ()) -> tuple[NodeStatus, ...]:
     """What each node says, or its home when it isn't running."""
     return tuple(status_of(home) for home in [testnet.home(name) for name in names] or testnet.homes)
@@ -269,12 +301,13 @@ def status_of(home: Home) -> NodeStatus:
     name = home.root.name
     try:
         running = find_running(home, patience_s=0)
-        if running is not None:
-            return _ask(home, running)
+    except UnreachableError:
+        return NodeStatus(name, home.root, running_pid(home.root), None, None, "it is starting")
+    if running is not None:
+        return _ask(home, running)
+    try:
         with open_reader(home) as reader:
             return NodeStatus(name, home.root, None, None, reader.call("status"))
-    except NotAnsweringError:
-        return NodeStatus(name, home.root, running_pid(home.root), None, None, "it is starting")
     except (HomeError, StorageError, UnreachableError, RpcError) as error:
         return NodeStatus(name, home.root, None, None, None, str(error))
 
@@ -288,14 +321,6 @@ def log_tail(home: Home, lines: int = LOG_TAIL_LINES) -> list[str]:
     except FileNotFoundError:
         return []
     return text.splitlines()[-lines:] if lines > 0 else []
-
-
-def log_tail_text(home: Home) -> str:
-    """The end of a node's log, for an error message."""
-    lines = log_tail(home)
-    if not lines:
-        return f"Its log {home.log_file} is empty"
-    return f"Its log {home.log_file} ends with:\n" + "\n".join(lines)
 
 
 def follow_logs(homes: Sequence[Home], lines: int) -> Iterator[tuple[str, str]]:

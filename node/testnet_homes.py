@@ -175,7 +175,7 @@ def make_testnet(directory: Path, options: TestnetOptions) -> Testnet:
         UnknownArchitecture: no such model.
     """
     directory = directory.absolute()
-    _require_unused(directory)
+    require_unused(directory)
     if options.clients_min > options.validators:
         raise HomeError(
             f"a round needs {options.clients_min} clients but there are {options.validators} nodes: "
@@ -204,7 +204,12 @@ def make_testnet(directory: Path, options: TestnetOptions) -> Testnet:
     return testnet
 
 
-def _require_unused(directory: Path) -> None:
+def require_unused(directory: Path) -> None:
+    """Check that a testnet can be made in a folder: it is missing or holds nothing but a launcher's.
+
+    Raises:
+        HomeError: it is in use.
+    """
     try:
         used = [entry.name for entry in directory.iterdir() if entry.name != RUN_FOLDER]
     except FileNotFoundError:

@@ -38,7 +38,7 @@ bench: $(VENV)/.installed-dev  ## run the benchmarks (minutes)
 	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
 
 simulate: $(VENV)/.installed-dev  ## run the consensus simulator over many seeded schedules
-	$(BIN)/python -m pytest -q tests/simulation
+	PYTHONPATH=. $(BIN)/python -m tests.simulation --seeds 1000
 
 install: $(VENV)/.installed  ## install what a node needs into .venv
 

@@ -3,6 +3,7 @@
 Light to import, like all `cli` modules: a verb loads what it needs when it runs, since `--help` must be quick.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ import click
 if TYPE_CHECKING:
     from .home import Home
     from .reader import Reader
+
+_log = logging.getLogger(__name__)
 
 FAILURE, UNREACHABLE, VERIFICATION_FAILED, NOT_READY, INTERRUPTED = 1, 3, 4, 5, 130
 """Exit codes; 0 is success, 2 a wrong use of the command line, 130 what shells give an interrupted program."""
@@ -126,6 +129,8 @@ def _outcome(run: Callable[[], Any]) -> int:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         if known is None:
+            if logging.root.handlers:  # a daemon's log is where its operator looks for the traceback
+                _log.error("unexpected error", exc_info=error)
             _complain(f"unexpected {type(error).__name__}: {error} ({DEBUG_VARIABLE}=1 shows where; please report it)")
             return FAILURE
         _complain(str(error))

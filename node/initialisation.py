@@ -110,8 +110,8 @@ def initialise(wanted: NewHome) -> Initialised:
     if wanted.admission is not None:
         if key is None:
             raise HomeError(
-                f"{wanted.admission} admits an account that exists already: give its key too (--account-key), or make the "
-                "home first and run `bflnode keys accept`"
+                f"{wanted.admission} admits an account that exists already: give its key too (--account-key), or make "
+                "the home first and run `bflnode keys accept`"
             )
         check_credential(wanted.admission, genesis, key.account)
     if wanted.admission_key is not None:
@@ -153,10 +153,9 @@ def _write(
     store = BlobStore(home.blobs)
     for path in blobs:
         store.put_file(path)
-    p2p: dict[str, Any] = {"persistent_peers": list(wanted.peers)}
-    for name, value in (("host", wanted.host), ("port", wanted.port)):
-        if value is not None:
-            p2p[name] = value
+    listening = {"host": wanted.host, "port": wanted.port}
+    p2p: dict[str, Any] = {name: value for name, value in listening.items() if value is not None}
+    p2p["persistent_peers"] = list(wanted.peers)
     settings: dict[str, Any] = {"name": wanted.name, "p2p": p2p, "training": {"enabled": shard is not None}}
     if wanted.rpc_port is not None:
         settings["rpc"] = {"port": wanted.rpc_port}

@@ -174,7 +174,7 @@ class HomeReader:
         return {
             "running": False,
             "name": load_configuration(self._home).name,
-            "home": str(self._home.root),
+            "home": str(self._home.root.absolute()),
             "pid": None,
             "rpc": None,
             "node_id": peer_id_text(self._home.load_peer_seed()),

@@ -33,7 +33,9 @@ from .node import Node
 from .refusals import InspectionError, ParameterError
 from .rpc_methods import RpcMethods, UnknownMethodError
 
-_log = logging.getLogger(__name__)
+_http_log = logging.getLogger(f"{__name__}.http")
+_http_log.setLevel(logging.WARNING)
+"""Hypercorn's; below warnings it only greets."""
 
 MAX_REQUEST_BYTES = 320 * 1024
 """The largest AGGREGATE has 128 KiB, twice as many hex digits, and the request around it."""
@@ -73,8 +75,7 @@ async def serve(node: Node, *, task_status: "trio.TaskStatus[str]" = trio.TASK_S
     address = f"http://[{rpc.host}]:{port}" if ":" in rpc.host else f"http://{rpc.host}:{port}"
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
-    config.errorlog = _log
-    config.loglevel = "WARNING"
+    config.errorlog = _http_log
     config.graceful_timeout = GRACE_S
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.include_server_header = False

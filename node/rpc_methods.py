@@ -85,7 +85,7 @@ class RpcMethods:
             **self._inspector.status(),
             "running": True,
             "name": node.configuration.name,
-            "home": str(node.home.root),
+            "home": str(node.home.root.absolute()),
             "pid": os.getpid(),
             "rpc": self._address,
             "node_id": str(node.network.peer_id),

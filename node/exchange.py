@@ -13,6 +13,7 @@ from bflnode.consensus.blob import CHUNK_BYTES, MAX_MANIFEST_BYTES, BlobManifest
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.types import BlobId
 from bflnode.storage.blob_store import BlobStore, Download
+from bflnode.storage.errors import CorruptBlobError, MissingError
 
 from .messages import CHUNKS, MANIFESTS, ChunkRequest, ManifestRequest
 from .network import Network, PeerId, TransportError
@@ -25,8 +26,11 @@ REQUEST_TIMEOUT_S = 10.0
 RETRY_DELAY_S = 0.25
 """Pause after all peers were asked in vain: a model may be on its way to one of them."""
 
-MAX_PARALLEL_BLOBS = 4
-"""Blobs fetched at once: more only compete for the one receiving thread."""
+SLOWEST_CHUNK_S = 0.5
+"""A peer that takes longer for a chunk, on average, gives way to the next one: 500 kB/s. What it sent is kept."""
+
+MAX_PARALLEL_BLOBS = 8
+"""Blobs fetched at once: more only compete for the one receiving thread, fewer could all wait for dead peers."""
 
 MAX_REQUEST_BYTES = 256
 
@@ -50,6 +54,7 @@ class Exchange:
             first: the peer to ask first, usually the one that made it.
 
         Raises:
+            Rejection: TOO_LARGE. The blob itself is, whoever has it: its id binds its size.
             StorageError: the disk is at fault.
         """
         while not self._blobs.has(blob):
@@ -72,9 +77,11 @@ class Exchange:
         for peer in peers:
             try:
                 await self._fetch_from(peer, blob, max_bytes)
-            except TransportError as error:
+            except (TransportError, trio.TooSlowError) as error:
                 _log.debug("blob %s not from %s: %s", blob.hex()[:12], peer, error)
             except Rejection as rejection:
+                if rejection.reason is Reason.TOO_LARGE:
+                    raise
                 self._network.punish(peer, f"blob {blob.hex()[:12]}: {rejection}")
             else:
                 return True
@@ -93,10 +100,12 @@ class Exchange:
             raise Rejection(Reason.MALFORMED, fault="the manifest is of another blob", got=manifest.id, expected=blob)
         if manifest.size > max_bytes:
             raise Rejection(Reason.TOO_LARGE, size=manifest.size, limit=max_bytes)
-        download = self._blobs.begin_download(blob, manifest)
-        for index in download.missing():
-            await self._fetch_chunk(peer, blob, index, download)
-        download.finish()
+        download = await trio.to_thread.run_sync(self._blobs.begin_download, blob, manifest)
+        missing = download.missing()
+        with trio.fail_after(REQUEST_TIMEOUT_S + len(missing) * SLOWEST_CHUNK_S):
+            for index in missing:
+                await self._fetch_chunk(peer, blob, index, download)
+        await trio.to_thread.run_sync(download.finish)
 
     async def _fetch_chunk(self, peer: PeerId, blob: BlobId, index: int, download: Download) -> None:
         chunk = await self._network.request(
@@ -109,29 +118,40 @@ class Exchange:
         download.write_chunk(index, chunk)
 
     def serve_manifest(self, data: bytes) -> bytes:
-        """Answer a MANIFESTS request.
+        """Answer a MANIFESTS request. May read the whole blob, so call it in a thread.
 
         Raises:
             Rejection: malformed, or a blob that isn't here.
+            StorageError: the disk is at fault.
         """
         request = ManifestRequest.from_bytes(data, max_bytes=MAX_REQUEST_BYTES)
-        self._require(request.blob)
-        return self._blobs.manifest(request.blob).to_bytes()
+        return self._manifest(request.blob).to_bytes()
 
     def serve_chunk(self, data: bytes) -> bytes:
-        """Answer a CHUNKS request.
+        """Answer a CHUNKS request. Reads the disk, so call it in a thread.
 
         Raises:
             Rejection: malformed, or a blob or chunk that isn't here.
+            StorageError: the disk is at fault.
         """
         request = ChunkRequest.from_bytes(data, max_bytes=MAX_REQUEST_BYTES)
-        self._require(request.blob)
-        if request.index >= len(self._blobs.manifest(request.blob).chunks):
-            raise Rejection(
-                Reason.MALFORMED, chunk=request.index, chunks=len(self._blobs.manifest(request.blob).chunks)
-            )
-        return self._blobs.read_chunk(request.blob, request.index)
+        chunks = len(self._manifest(request.blob).chunks)
+        if request.index >= chunks:
+            raise Rejection(Reason.LIMIT, chunk=request.index, chunks=chunks)
+        try:
+            return self._blobs.read_chunk(request.blob, request.index)
+        except MissingError as error:
+            raise _not_here(request.blob, error) from error
 
-    def _require(self, blob: BlobId) -> None:
-        if not self._blobs.has(blob):
-            raise Rejection(Reason.UNKNOWN_BLOB, blob=blob)
+    def _manifest(self, blob: BlobId) -> BlobManifest:
+        try:
+            return self._blobs.manifest(blob)
+        except MissingError as error:
+            raise _not_here(blob, error) from error
+
+
+def _not_here(blob: BlobId, error: MissingError) -> Rejection:
+    """What the peer is told of a blob that is missing, was pruned just now or was found corrupt."""
+    if isinstance(error, CorruptBlobError):
+        _log.error("%s", error)
+    return Rejection(Reason.UNKNOWN_BLOB, blob=blob)

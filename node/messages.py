@@ -11,7 +11,7 @@ from bflnode.consensus.block import MAX_BLOCK_BYTES, Block, Commit
 from bflnode.consensus.encoding import encode
 from bflnode.consensus.records import Record
 from bflnode.consensus.transaction import Transaction
-from bflnode.consensus.types import AccountId, AtMost, Between, BlobId, BlockId, ChainId, Signature, Unsigned
+from bflnode.consensus.types import AccountId, AtMost, Between, BlobId, ChainId, Signature, Unsigned
 
 PROPOSALS = "/bflnode/proposals/1"
 VOTES = "/bflnode/votes/1"
@@ -78,16 +78,6 @@ def hello_payload(peer_id: str, account: AccountId) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class RoundVotes(Record):
-    """Which votes of one round of agreement a node has: bit i (LSB first) is validator i."""
-
-    round: Annotated[int, Between(0, 1_000_000)]
-    has_proposal: bool
-    prevotes: Annotated[bytes, AtMost(32)]
-    precommits: Annotated[bytes, AtMost(32)]
-
-
-@dataclass(frozen=True, slots=True)
 class Batch(Record):
     """Several transactions."""
 
@@ -107,14 +97,6 @@ class FinalBlocks(Record):
     """Consecutive final blocks, each as its own encoding: a block nests as deep as the encoding allows."""
 
     blocks: Annotated[tuple[Annotated[bytes, AtMost(MAX_FINAL_BLOCK_BYTES)], ...], AtMost(BLOCKS_PER_REQUEST)]
-
-
-@dataclass(frozen=True, slots=True)
-class Announcement(Record):
-    """A new tip, for nodes that no validator is connected to; the block is asked for."""
-
-    height: Unsigned
-    block_id: BlockId
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,8 @@ class Node:
         self.exchange = Exchange(self.network, self.blobs, self.peers.ids)
         self.participant = self._make_participant()
         self._is_ready.set()
+        for address in p2p.persistent_peers:
+            self._keep(address)
 
     def _make_participant(self) -> Participant:
         training = self.configuration.training
@@ -168,13 +170,12 @@ class Node:
             nursery.start_soon(self.synchroniser.run)
             nursery.start_soon(self.relay.run)
             nursery.start_soon(self.participant.run)
+            nursery.start_soon(self.peers.run)
             nursery.start_soon(self._publish_blocks)
-            for address in self.configuration.p2p.persistent_peers:
-                self._remember(address)
 
-    def _remember(self, address: str) -> None:
+    def _keep(self, address: str) -> None:
         try:
-            self.network.remember(address)
+            self.peers.keep(address)
         except TransportError as error:
             raise HomeError(f"peer address {address!r}: {error} (--peer or p2p.persistent_peers)") from error
 

@@ -2,26 +2,39 @@
 
 A connection becomes a peer once both sides have said hello: same chain, and an account that signed the libp2p
 identity it speaks through. Each hello carries addresses of other peers, so one address is enough to join a network.
+Hearsay is dialled once; only who has said hello is dialled again when it is gone.
 """
 
 import logging
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+import trio
 
 from bflnode.consensus.keys import SecretKey, verify
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.types import AccountId, ChainId
 
 from .messages import HELLO, MAX_ADDRESSES, Hello, hello_payload
-from .network import Network, PeerId, RemoteRefusal, TransportError
+from .network import Network, PeerId, RemoteRefusal, TransportError, parse_address
 
 _log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 10.0
 """A node on a busy machine may take seconds to answer; one that takes longer is of no use."""
 
-MAX_LEARNED = 256
-"""Addresses taken from hellos: each is redialled for ever, so a liar must not be able to add more and more."""
+MAX_CANDIDATES = 256
+"""Addresses from hellos that wait to be dialled: eight full hellos. A liar's fill them for a minute or two."""
+
+DIALLERS = 4
+"""Candidates dialled at once: a dead address takes five seconds."""
+
+MAX_KEPT = 256
+"""Peers that are dialled again when they are gone, besides the configured ones; the one greeted first gives way."""
+
+MAX_OWN_ADDRESSES = 4
+"""Own addresses in a hello: one for each of a machine's networks."""
 
 MAX_HELLO_BYTES = 16 * 1024
 """Thirty-two addresses of 256 bytes and the rest."""
@@ -50,7 +63,24 @@ class Peers:
         self._version = version
         self._height = height
         self._peers: dict[PeerId, Peer] = {}
-        self._learned: set[str] = set()
+        self._persistent: set[PeerId] = set()
+        self._kept: dict[PeerId, None] = {}
+        self._candidates, self._candidates_to_dial = trio.open_memory_channel[str](MAX_CANDIDATES)
+        self._waiting: set[str] = set()
+
+    async def run(self) -> None:
+        """Dial the peers that hellos name, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(DIALLERS):
+                nursery.start_soon(self._dial_candidates)
+
+    def keep(self, address: str) -> None:
+        """Keep a connection to a configured peer.
+
+        Raises:
+            TransportError: the address is malformed.
+        """
+        self._persistent.add(self._network.remember(address))
 
     def all(self) -> tuple[Peer, ...]:
         """Greeted peers, in the order in which they came."""
@@ -69,10 +99,16 @@ class Peers:
         return next((peer for peer in self._peers.values() if peer.account == account), None)
 
     def note_height(self, peer: PeerId, height: int) -> None:
-        """Remember how far a peer is."""
+        """Remember how far a peer says it is."""
         known = self._peers.get(peer)
         if known is not None and height > known.height:
             self._peers[peer] = replace(known, height=height)
+
+    def disbelieve(self, peer: PeerId, height: int) -> None:
+        """A peer has no more blocks than up to a height, whatever it said; its next word counts again."""
+        known = self._peers.get(peer)
+        if known is not None:
+            self._peers[peer] = replace(known, height=min(height, known.height))
 
     def forget(self, peer: PeerId) -> None:
         """A peer is gone."""
@@ -111,39 +147,77 @@ class Peers:
         return self._hello()
 
     def _hello(self) -> bytes:
-        addresses = [address for peer in self._peers.values() for address in peer.addresses[:1]]
-        own = self._network.addresses[:4]
+        others = [peer.addresses[0] for peer in self._peers.values() if peer.addresses]
+        own = self._network.addresses[:MAX_OWN_ADDRESSES]
+        sample = random.sample(others, min(len(others), MAX_ADDRESSES - len(own)))
         hello = Hello(
             self._chain_id,
             self._version,
             self._key.account,
             self._height(),
-            (*own, *addresses)[:MAX_ADDRESSES],
+            (*own, *sample),
             self._key.sign("hello", self._chain_id, hello_payload(self._network.peer_id, self._key.account)),
         )
         return hello.to_bytes()
 
     def _welcome(self, peer: PeerId, data: bytes) -> None:
+        """Check a hello and take its sender for a peer, unless its connection has ended meanwhile."""
         hello = Hello.from_bytes(data, max_bytes=MAX_HELLO_BYTES)
         if hello.chain_id != self._chain_id:
             raise Rejection(Reason.WRONG_CHAIN, theirs=hello.chain_id, ours=self._chain_id)
         verify(hello.account, "hello", self._chain_id, hello_payload(peer, hello.account), hello.signature)
         if hello.account == self._key.account:
             raise Rejection(Reason.DUPLICATE, fault="another node is running with this account's key", peer=peer)
-        own = tuple(address for address in hello.addresses if address.endswith(f"/p2p/{peer}"))
+        if not self._network.is_connected(peer):
+            return
+        named = {address: _peer_of(address) for address in hello.addresses}
+        own = tuple(address for address, whose in named.items() if whose == peer)
         is_new = peer not in self._peers
         self._peers[peer] = Peer(peer, hello.account, hello.version, hello.height, own)
-        self._learn(hello.addresses)
+        if own:
+            self._keep(peer, own[0])
+        for address, whose in named.items():
+            if whose is not None:
+                self._learn(address, whose)
         if is_new:
             _log.info("peer %s joined: account %s, height %d", peer, hello.account.hex()[:12], hello.height)
 
-    def _learn(self, addresses: tuple[str, ...]) -> None:
-        """Keep connections to the peers that a hello names."""
-        for address in addresses:
-            if address in self._learned or len(self._learned) >= MAX_LEARNED:
-                continue
-            self._learned.add(address)
+    def _keep(self, peer: PeerId, address: str) -> None:
+        """Dial a greeted peer again when it is gone."""
+        if peer in self._persistent or peer in self._kept:
+            return
+        if len(self._kept) >= MAX_KEPT:
+            oldest = next(iter(self._kept))
+            del self._kept[oldest]
+            self._network.forget(oldest)
+        self._kept[peer] = None
+        self._network.remember(address)
+
+    def _learn(self, address: str, peer: PeerId) -> None:
+        """Dial a peer that a hello names, when there is time; what is too much is left out."""
+        if peer == self._network.peer_id or self._network.is_connected(peer) or address in self._waiting:
+            return
+        try:
+            self._candidates.send_nowait(address)
+        except trio.WouldBlock:
+            _log.debug("%s is not dialled: too many addresses wait", address)
+        else:
+            self._waiting.add(address)
+
+    async def _dial_candidates(self) -> None:
+        while True:
+            address = await self._candidates_to_dial.receive()
             try:
-                self._network.remember(address)
+                await self._network.dial(address)
             except TransportError as error:
-                raise Rejection(Reason.MALFORMED, address=address, fault=str(error)) from error
+                _log.debug("a peer named by another: %s", error)
+            finally:
+                self._waiting.discard(address)
+
+
+def _peer_of(address: str) -> PeerId | None:
+    """Whose address it is; None for one that isn't an address at all, which others may pass on in good faith."""
+    try:
+        return parse_address(address)[1]
+    except TransportError:
+        return None

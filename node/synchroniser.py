@@ -46,6 +46,7 @@ class Synchroniser:
         self._agreement = agreement
         self._noticed = trio.Event()
         self._is_behind = False
+        self._failed: set[PeerId] = set()
 
     @property
     def is_syncing(self) -> bool:
@@ -78,10 +79,13 @@ class Synchroniser:
         return max((peer.height for peer in self._peers.all()), default=0)
 
     async def _ask_peers(self) -> None:
-        """Ask the peers that are ahead, the highest first, until one of them brings this node forward."""
+        """Ask the peers that are ahead until one of them brings this node forward.
+
+        The highest comes first, but after all others who failed since a peer was of use: a height is only a claim.
+        """
         before = self._chain.height
-        ahead = sorted((peer for peer in self._peers.all() if peer.height > before), key=lambda peer: -peer.height)
-        for peer in ahead:
+        ahead = [peer for peer in self._peers.all() if peer.height > before]
+        for peer in sorted(ahead, key=lambda peer: (peer.id in self._failed, -peer.height)):
             try:
                 await self._fetch_from(peer.id)
             except TransportError as error:
@@ -89,8 +93,11 @@ class Synchroniser:
             except Rejection as rejection:
                 self._network.punish(peer.id, f"blocks: {rejection}")
             if self._chain.height > before:
+                self._failed.clear()
                 return
-        _log.warning("no peer had block %d, although one claims height %d", before + 1, self._best())
+            self._failed.add(peer.id)
+            self._peers.disbelieve(peer.id, before)
+        _log.info("no peer had block %d, although one said so", before + 1)
         await trio.sleep(PATIENCE_S)
 
     async def _fetch_from(self, peer: PeerId) -> None:
@@ -103,6 +110,8 @@ class Synchroniser:
             max_response_bytes=MAX_BLOCKS_RESPONSE_BYTES,
         )
         batch = FinalBlocks.from_bytes(response, max_bytes=MAX_BLOCKS_RESPONSE_BYTES)
+        if not batch.blocks and self._chain.height < start:
+            raise Rejection(Reason.WRONG_HEIGHT, fault="it has not the blocks that it says it has", start=start)
         for encoded in batch.blocks:
             final = FinalBlock.from_bytes(encoded, max_bytes=MAX_FINAL_BLOCK_BYTES)
             if final.block.height <= self._chain.height:

@@ -22,7 +22,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
 
 demo: $(VENV)/.installed  ## install, then run a network of five real nodes that learns, and check it
-	$(BIN)/bflnode testnet run
+	$(BIN)/bflnode testnet run --learning-rate 0.01
 
 test: $(VENV)/.installed-dev  ## install, then run all tests
 	$(BIN)/python -m pytest -q

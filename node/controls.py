@@ -1,7 +1,8 @@
 """What this node measures beside the protocol: a model trained on its own data alone, and accuracy on the global test.
 
 Training alone is the control: what a client would have without the network. It goes on for as many rounds as the node
-has trained in, after the COMMIT is sent, and lags behind rather than delaying a duty.
+has trained in, after the COMMIT is sent, in a trainer process of its own with low priority: a duty that waited for it
+would make all others wait.
 """
 
 import logging
@@ -13,9 +14,10 @@ import trio
 from bflnode.consensus.task import TaskSpecification
 from bflnode.consensus.transaction import Slot
 from bflnode.consensus.types import BlobId
+from bflnode.storage.errors import MissingError
 
 from .duty_work import Tools, training_job
-from .trainer import TrainerError
+from .trainer import Trainer, TrainerError
 from .worker_protocol import EvaluateJob
 
 _log = logging.getLogger(__name__)
@@ -36,8 +38,9 @@ class Trained:
 class Controls:
     """Trains the control model and evaluates received models, one round at a time."""
 
-    def __init__(self, tools: Tools, test_set: Path | None) -> None:
+    def __init__(self, tools: Tools, trainer: Trainer, test_set: Path | None) -> None:
         self._tools = tools
+        self._trainer = trainer
         self._test_set = test_set
         self._send, self._receive = trio.open_memory_channel[Trained](MAX_WAITING)
 
@@ -56,16 +59,18 @@ class Controls:
                 continue
             try:
                 await self._measure(trained)
-            except TrainerError as error:
+            except (TrainerError, MissingError) as error:
                 _log.warning("learning round %d is not measured: %s", trained.slot.number, error)
 
     async def _measure(self, trained: Trained) -> None:
         tools, slot, specification = self._tools, trained.slot, trained.specification
         if self._test_set is not None:
-            base = str(tools.blobs.path(trained.base))
-            result = await tools.trainer.run(EvaluateJob(specification.architecture, base, str(self._test_set)))
-            tools.journal.update(slot, global_accuracy=result.accuracy)
+            base = await trio.to_thread.run_sync(tools.blobs.path, trained.base)
+            evaluate = EvaluateJob(specification.architecture, str(base), str(self._test_set))
+            tools.journal.update(slot, global_accuracy=(await self._trainer.run(evaluate)).accuracy)
         control = tools.journal.directory / f"control-{slot.task.hex()[:16]}.safetensors"
-        start = control if control.exists() else tools.blobs.path(specification.initial_model)
-        training = await tools.trainer.run(training_job(specification, tools, base=start, output=control, slot=slot))
-        tools.journal.update(slot, control_accuracy=training.post_accuracy)
+        start = control
+        if not control.exists():
+            start = await trio.to_thread.run_sync(tools.blobs.path, specification.initial_model)
+        train = training_job(specification, tools, base=start, output=control, slot=slot)
+        tools.journal.update(slot, control_accuracy=(await self._trainer.run(train)).post_accuracy)

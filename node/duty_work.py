@@ -24,6 +24,7 @@ from bflnode.consensus.duties import (
 )
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.keys import SecretKey
+from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.task import Aggregation, ProbeMode, TaskSpecification, Weighting
 from bflnode.consensus.transaction import Aggregate as AggregateBody
 from bflnode.consensus.transaction import (
@@ -44,6 +45,7 @@ from bflnode.fl.architectures import UnknownArchitecture, architecture
 from bflnode.fl.samples import DatasetError, load_shard
 from bflnode.fl.weights import InvalidWeights, parse
 from bflnode.storage.blob_store import BlobStore
+from bflnode.storage.errors import MissingError, from_os_error
 
 from .exchange import Exchange
 from .journal import Journal
@@ -97,7 +99,10 @@ class DutyWork:
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
-        tools.scratch.mkdir(parents=True, exist_ok=True)
+        try:
+            tools.scratch.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise from_os_error(tools.scratch, "making a folder", error) from error
 
     async def register(self, duty: Register) -> TaskRegister:
         """Summarise the own data: samples, labels, and a commitment to the file.
@@ -109,7 +114,8 @@ class DutyWork:
         try:
             model = architecture(specification.architecture)
             shard = await trio.to_thread.run_sync(load_shard, self._tools.shard)
-        except (UnknownArchitecture, DatasetError) as error:
+            content = await trio.to_thread.run_sync(self._tools.shard.read_bytes)
+        except (UnknownArchitecture, DatasetError, OSError) as error:
             raise CannotFulfilError(f"can't take part in task {specification.name!r}: {error}") from error
         if shard.input_shape != model.input_shape or shard.classes > specification.classes:
             raise CannotFulfilError(
@@ -120,7 +126,7 @@ class DutyWork:
         histogram = shard.train.histogram()
         padded = (*histogram, *(0 for _ in range(specification.classes - len(histogram))))
         salt = self._tools.key.derive_salt("data", self._tools.chain_id, duty.task)
-        commitment = tagged_hash("data", salt, await trio.to_thread.run_sync(self._tools.shard.read_bytes))
+        commitment = tagged_hash("data", salt, content)
         return TaskRegister(duty.task, len(shard.train), padded, commitment)
 
     async def train(self, duty: Train) -> Commit:
@@ -166,7 +172,7 @@ class DutyWork:
         output = tools.scratch / f"trained-{slot.number}-{slot.attempt}.safetensors"
         _log.info("learning round %d: training from %s", slot.number, duty.base.hex()[:12])
         result = await tools.trainer.run(
-            training_job(duty.specification, tools, base=tools.blobs.path(duty.base), output=output, slot=slot)
+            training_job(duty.specification, tools, base=await self._path(duty.base), output=output, slot=slot)
         )
         model = await self._keep(output)
         tools.journal.update(
@@ -225,8 +231,12 @@ class DutyWork:
 
         Waits for all of them, but no longer than a share of the phase; and once two thirds are here, the rest gets as
         long again.
+
+        Raises:
+            CannotFulfilError: this version doesn't know the task's models.
         """
-        left_s = max(0.0, (duty.deadline_ms - now_ms()) / 1000 * CUT_OFF)
+        _known_architecture(duty.specification)
+        left_s = _share_of_time_left_s(duty.deadline_ms)
         started_s = trio.current_time()
         good: set[int] = set()
         with trio.move_on_after(left_s) as scope:
@@ -246,17 +256,22 @@ class DutyWork:
     async def _fetch_model(self, offered: OfferedModel, specification: TaskSpecification) -> bool:
         """Have a model in the store; whether it is a model of the task at all."""
         peer = self._tools.peers.of_account(offered.account)
-        await self._tools.exchange.fetch(offered.model, max_bytes=offered.size_bytes, first=peer.id if peer else None)
+        first = peer.id if peer else None
 
         def check() -> None:
             parse(self._tools.blobs.get(offered.model), architecture(specification.architecture).table)
 
-        try:
-            await trio.to_thread.run_sync(check)
-        except InvalidWeights as fault:
-            _log.warning("the model of %s is not one of this task: %s", offered.account.hex()[:12], fault)
-            return False
-        return True
+        while True:
+            try:
+                await self._tools.exchange.fetch(offered.model, max_bytes=offered.size_bytes, first=first)
+                await trio.to_thread.run_sync(check)
+            except MissingError as error:
+                _log.warning("fetching the model of %s again: %s", offered.account.hex()[:12], error)
+            except (InvalidWeights, Rejection) as fault:
+                _log.warning("the model of %s is not one of this task: %s", offered.account.hex()[:12], fault)
+                return False
+            else:
+                return True
 
     async def aggregate(self, duty: Aggregate) -> AggregateBody:
         """Compare the included models, cluster them, average each cluster."""
@@ -282,7 +297,7 @@ class DutyWork:
             if aggregation.opening is not None:
                 await self._fetch_samples(aggregation, duty.deadline_ms)
             triangle = await self._compare(duty.specification, duty.models, duty.probe_seed, aggregation.opening)
-        except trio.TooSlowError:
+        except (trio.TooSlowError, Rejection):
             return Attest(duty.slot, aggregation.transaction, Fault.PROBE_UNAVAILABLE, none)
         except JobError as error:
             if error.reason is not RefusalReason.BAD_INPUT or aggregation.opening is None:
@@ -296,12 +311,13 @@ class DutyWork:
     async def _fetch_samples(self, aggregation: Aggregation, deadline_ms: int) -> None:
         assert aggregation.opening is not None, "only an opened probe has samples"
         peer = self._tools.peers.of_account(aggregation.aggregator)
-        with trio.fail_after(max(0.0, (deadline_ms - now_ms()) / 1000 * CUT_OFF)):
+        with trio.fail_after(_share_of_time_left_s(deadline_ms)):
             await self._tools.exchange.fetch(
                 aggregation.opening.samples, max_bytes=MAX_SAMPLES_BYTES, first=peer.id if peer else None
             )
 
     async def _fetch_all(self, models: tuple[OfferedModel, ...], specification: TaskSpecification) -> None:
+        _known_architecture(specification)
         async with trio.open_nursery() as nursery:
             for offered in models:
                 nursery.start_soon(self._fetch_model, offered, specification)
@@ -314,14 +330,13 @@ class DutyWork:
         opening: ProbeOpening | None,
     ) -> bytes:
         """The similarity matrix of the models on the task's probe, as a triangle."""
-        blobs = self._tools.blobs
         probe: PublicProbe | ProbeSamples
         if opening is None:
             await self._tools.exchange.fetch(specification.probe_set, max_bytes=MAX_SAMPLES_BYTES)
-            probe = PublicProbe(str(blobs.path(specification.probe_set)), seed, specification.psi)
+            probe = PublicProbe(str(await self._path(specification.probe_set)), seed, specification.psi)
         else:
-            probe = ProbeSamples(str(blobs.path(opening.samples)))
-        paths = tuple(str(blobs.path(offered.model)) for offered in models)
+            probe = ProbeSamples(str(await self._path(opening.samples)))
+        paths = tuple([str(await self._path(offered.model)) for offered in models])
         result = await self._tools.trainer.run(MatrixJob(specification.architecture, paths, probe))
         return result.triangle
 
@@ -340,7 +355,7 @@ class DutyWork:
         await tools.trainer.run(
             AggregateJob(
                 specification.architecture,
-                tuple(str(tools.blobs.path(offered.model)) for offered in models),
+                tuple([str(await self._path(offered.model)) for offered in models]),
                 weights,
                 groups,
                 tuple(map(str, outputs)),
@@ -348,9 +363,26 @@ class DutyWork:
         )
         return tuple([await self._keep(path) for path in outputs])
 
+    async def _path(self, blob: BlobId) -> Path:
+        """The file of a blob; the first time it is read and checked, which takes a while for large ones."""
+        return await trio.to_thread.run_sync(self._tools.blobs.path, blob)
+
     async def _keep(self, path: Path) -> BlobId:
         """Move a finished file into the blob store."""
         return await trio.to_thread.run_sync(partial(self._tools.blobs.put_file, path, move=True))
+
+
+def _known_architecture(specification: TaskSpecification) -> None:
+    """Refuse the work on a task whose models this version doesn't know."""
+    try:
+        architecture(specification.architecture)
+    except UnknownArchitecture as error:
+        raise CannotFulfilError(f"can't judge models of task {specification.name!r}: {error}") from error
+
+
+def _share_of_time_left_s(deadline_ms: int) -> float:
+    """How long to try until a deadline in header time, which the own clock may not agree with."""
+    return max(PATIENCE_FLOOR_S, (deadline_ms - now_ms()) / 1000 * CUT_OFF)
 
 
 def training_job(specification: TaskSpecification, tools: Tools, *, base: Path, output: Path, slot: Slot) -> TrainJob:

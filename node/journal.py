@@ -1,15 +1,22 @@
 """What this node did in each learning round: facts that only it knows, one JSON file a round and attempt.
 
 The chain says which model was committed only as a hash, and says nothing of accuracies. A node that restarts between
-COMMIT and REVEAL finds its model here; people read the accuracies here.
+COMMIT and REVEAL finds its model here; people read the accuracies here. A damaged entry counts as lost.
 """
 
 import json
+import logging
 import os
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import get_type_hints
 
 from bflnode.consensus.transaction import Slot
+from bflnode.storage.errors import from_os_error
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +51,80 @@ class RoundEntry:
 
 
 class Journal:
-    """The entries of one home. Writing is atomic: a killed node leaves the old entry or the new one."""
+    """The entries of one home. Writing is atomic: a killed node leaves the old entry or the new one.
+
+    Every method raises StorageError where the disk is at fault.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
+        with _disk(directory, "making a folder"):
+            directory.mkdir(parents=True, exist_ok=True)
 
     def entry(self, slot: Slot) -> RoundEntry:
         """The entry of an attempt; an empty one where there is none."""
         path = self._path(slot.task.hex(), slot.number, slot.attempt)
-        if not path.exists():
-            return RoundEntry(slot.task.hex(), slot.number, slot.attempt)
-        return RoundEntry(**json.loads(path.read_text(encoding="utf-8")))
+        return self._read(path) or RoundEntry(slot.task.hex(), slot.number, slot.attempt)
 
     def update(self, slot: Slot, **facts: object) -> RoundEntry:
         """Add facts to the entry of an attempt and make them durable."""
         entry = replace(self.entry(slot), **facts)  # type: ignore[arg-type]  # facts are fields of RoundEntry
         path = self._path(entry.task, entry.number, entry.attempt)
         temporary = path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(asdict(entry), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        with _disk(path, "writing what this node did in a round"):
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(asdict(entry), file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
         return entry
 
     def entries(self) -> tuple[RoundEntry, ...]:
         """All entries, by task, round and attempt."""
-        entries = (RoundEntry(**json.loads(path.read_text(encoding="utf-8"))) for path in self.directory.glob("*.json"))
-        return tuple(sorted(entries, key=lambda entry: (entry.task, entry.number, entry.attempt)))
+        with _disk(self.directory, "listing what this node did"):
+            paths = sorted(self.directory.glob("*.json"))
+        entries = (self._read(path) for path in paths)
+        return tuple(
+            sorted(
+                (entry for entry in entries if entry is not None),
+                key=lambda entry: (entry.task, entry.number, entry.attempt),
+            )
+        )
+
+    def _read(self, path: Path) -> RoundEntry | None:
+        """The entry in a file; None where there is no file, or somebody damaged it."""
+        with _disk(path, "reading what this node did in a round"):
+            if not path.exists():
+                return None
+            data = path.read_bytes()
+        try:
+            return _parse(data)
+        except ValueError as error:
+            _log.warning("%s is not an entry any more (%s): it counts as lost", path, error)
+            return None
 
     def _path(self, task: str, number: int, attempt: int) -> Path:
         return self.directory / f"{task[:16]}-{number:06d}-{attempt}.json"
+
+
+def _parse(data: bytes) -> RoundEntry:
+    """Read an entry; raises ValueError, of which bad JSON and bad UTF-8 are kinds."""
+    content = json.loads(data)
+    types = get_type_hints(RoundEntry)
+    if not isinstance(content, dict) or not {"task", "number", "attempt"} <= content.keys() <= types.keys():
+        raise ValueError("other fields than those of an entry")
+    for field in fields(RoundEntry):
+        expected = types[field.name]
+        if field.name in content and not isinstance(content[field.name], expected):
+            raise ValueError(f"{field.name} is {content[field.name]!r}")
+    for name in ("model", "base"):
+        bytes.fromhex(content.get(name) or "")
+    return RoundEntry(**content)
+
+
+@contextmanager
+def _disk(path: Path, doing: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(path, doing, error) from error

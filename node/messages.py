@@ -43,6 +43,9 @@ MAX_BATCH = 256
 MAX_ADDRESSES = 32
 """Addresses of other peers in a hello."""
 
+MAX_VERSION_LENGTH = 32
+"""Characters of the software's version in a hello."""
+
 BLOCKS_PER_REQUEST = 32
 """Blocks asked for at once while catching up."""
 
@@ -65,7 +68,7 @@ class Hello(Record):
     """Who a peer is. The signature binds the account to the libp2p identity of this connection."""
 
     chain_id: ChainId
-    version: Annotated[str, AtMost(32)]
+    version: Annotated[str, AtMost(MAX_VERSION_LENGTH)]
     account: AccountId
     height: Unsigned
     addresses: Annotated[tuple[Annotated[str, AtMost(256)], ...], AtMost(MAX_ADDRESSES)]

@@ -38,6 +38,7 @@ from .messages import (
     MANIFESTS,
     MAX_GOSSIP_BYTES,
     MAX_PUSH_BYTES,
+    MAX_VERSION_LENGTH,
     PENDING,
     PROPOSALS,
     PUSHES,
@@ -67,6 +68,9 @@ MAX_VOTE_BYTES = 512
 MAX_FINALS = 8
 """Final blocks that wait to be gossiped: later ones make them superfluous."""
 
+CONTROL_NICENESS = 10
+"""The control's training takes the CPU that duties leave over, but isn't starved by them."""
+
 PENDING_TIMEOUT_S = 5.0
 """How long a new peer may take to say which transactions wait at its place."""
 
@@ -81,7 +85,7 @@ class Node:
     def __init__(self, home: Home, configuration: Configuration, stack: AsyncExitStack) -> None:
         self.home = home
         self.configuration = configuration
-        self.version = version("bflnode")
+        self.version = version("bflnode")[:MAX_VERSION_LENGTH]
         self.started_ms = now_ms()
         genesis = home.load_genesis()
         self.key = home.load_account_key()
@@ -134,12 +138,20 @@ class Node:
         self.synchroniser = Synchroniser(self.chain, self.network, self.peers, self.agreement)
         self.relay = TransactionRelay(genesis.chain_id, self.network, self.peers, self.mempool, self.agreement)
         self.exchange = Exchange(self.network, self.blobs, self.peers.ids)
-        self.participant = self._make_participant()
+        self.participant = self._make_participant(await self._open_controls(stack))
         self._is_ready.set()
         for address in p2p.persistent_peers:
             self._keep(address)
 
-    def _make_participant(self) -> Participant:
+    async def _open_controls(self, stack: AsyncExitStack) -> Trainer | None:
+        """The trainer of the control model, if one is wanted."""
+        training = self.configuration.training
+        if not (training.enabled and training.control):
+            return None
+        starter = worker_starter(training.threads, CONTROL_NICENESS)
+        return await stack.enter_async_context(open_trainer(self.home.run / "control", starter))
+
+    def _make_participant(self, control_trainer: Trainer | None) -> Participant:
         training = self.configuration.training
         tools = Tools(
             chain_id=self.chain.genesis.chain_id,
@@ -160,7 +172,7 @@ class Node:
             tools,
             credential=self.home.load_credential(),
             is_client=training.enabled,
-            controls=Controls(tools, test_set) if training.enabled and training.control else None,
+            controls=Controls(tools, control_trainer, test_set) if control_trainer is not None else None,
         )
 
     async def run(self) -> None:
@@ -284,6 +296,9 @@ async def open_node(home: Home, configuration: Configuration) -> AsyncIterator[N
         TransportError: it can't listen.
     """
     async with AsyncExitStack() as stack:
-        node = Node(home.require(), configuration, stack)
-        await node.connect(stack)
+        try:
+            node = Node(home.require(), configuration, stack)
+            await node.connect(stack)
+        except OSError as error:
+            raise HomeError(f"can't use the home {home.root}: {error}: give its owner the right to write there") from error
         yield node

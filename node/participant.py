@@ -43,6 +43,9 @@ RESUBMIT_S = 2.0
 RETRY_S = 2.0
 """Pause after a duty failed: its cause may pass (a killed trainer), and the phase has a deadline anyway."""
 
+RETRY_MAX_S = 30.0
+"""Each further failure in a row doubles the pause up to this: training in vain keeps a machine busy."""
+
 
 class Participant:
     """Runs the duties of one account.
@@ -104,6 +107,7 @@ class Participant:
     async def _fulfil(self, duty: Duty, scope: trio.CancelScope) -> None:
         """Work on a duty until it is cancelled, because the state no longer asks for it."""
         name = type(duty).__name__
+        pause_s = RETRY_S
         with scope:
             while True:
                 try:
@@ -112,8 +116,9 @@ class Participant:
                     _log.warning("%s: %s", name, reason)
                     await trio.sleep_forever()
                 except (TrainerError, MissingError) as error:
-                    _log.error("%s failed, trying again: %s", name, error)
-                    await trio.sleep(RETRY_S)
+                    _log.error("%s failed, trying again in %g s: %s", name, pause_s, error)
+                    await trio.sleep(pause_s)
+                    pause_s = min(RETRY_MAX_S, 2 * pause_s)
                 else:
                     await self._submit_until_included(name, self._sign(body))
 

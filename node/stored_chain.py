@@ -16,7 +16,7 @@ def open_store(home: Home) -> ChainStore:
         StorageError: it can't be read.
     """
     genesis = home.load_genesis()
-    if not home.chain.exists():
+    if not home.chain.exists() or not any(home.chain.iterdir()):
         return ChainStore.create(home.chain, genesis)
     store = ChainStore.open(home.chain)
     if store.genesis.chain_id != genesis.chain_id:

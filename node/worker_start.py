@@ -3,6 +3,7 @@
 A fork shares torch with its siblings and is ready at once; see `launcher`. `trainer` decides when to start and kill.
 """
 
+import contextlib
 import logging
 import os
 import select
@@ -79,14 +80,20 @@ class ForkedWorker:
         return "its end is in the launcher's log"
 
 
-def worker_starter(threads: int = 1) -> StartWorker:
-    """What `trainer.open_trainer` needs: starts workers whose torch uses so many threads.
+def worker_starter(threads: int = 1, niceness: int = 0) -> StartWorker:
+    """What `trainer.open_trainer` needs: starts workers whose torch uses so many threads, with a priority.
 
     The launcher is the one named by the environment variable `LAUNCHER_VARIABLE`; if it is gone, workers
     are spawned.
     """
 
     async def start(socket_path: Path, log_path: Path) -> WorkerProcess:
+        worker = await start_anyhow(socket_path, log_path)
+        with contextlib.suppress(ProcessLookupError):  # it has ended already, which its trainer will notice
+            os.setpriority(os.PRIO_PROCESS, worker.pid, niceness)
+        return worker
+
+    async def start_anyhow(socket_path: Path, log_path: Path) -> WorkerProcess:
         arguments = (os.fspath(socket_path), "--threads", str(threads))
         launcher = os.environ.get(LAUNCHER_VARIABLE)
         if launcher:

@@ -300,5 +300,7 @@ async def open_node(home: Home, configuration: Configuration) -> AsyncIterator[N
             node = Node(home.require(), configuration, stack)
             await node.connect(stack)
         except OSError as error:
-            raise HomeError(f"can't use the home {home.root}: {error}: give its owner the right to write there") from error
+            raise HomeError(
+                f"can't use the home {home.root}: {error}: give its owner the right to write there"
+            ) from error
         yield node

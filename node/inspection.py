@@ -412,6 +412,8 @@ class Inspector:
             number = int(reference)
         else:
             raise InspectionError(f'{reference!r} is not a learning round: give its number, "current" or "latest"')
+        if number == 0 and reference in ("current", "latest"):
+            raise InspectionError(f"no learning round of task {owner.specification.name} is settled yet")
         if current is not None and number == current.slot.number:
             return current, owner
         settled = SETTLED.get(self._state, settled_key(owner.id, number))

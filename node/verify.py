@@ -212,21 +212,32 @@ class _Walk:
         Raises:
             _Found: the first fault.
         """
-        for height in range(1, self.tip + 1):
-            block, commit = self._read(height)
-            execution = self._validate(block)
-            self._check_commit(block, commit)
-            self._tree.apply(execution.changes)
-            self._check_indexes(block, execution.changes)
-            if self._blobs is not None:
-                self._reexecute(self._blobs, height, execution.changes)
-            self._parent = block.header
-            self.transactions += len(block.transactions)
-            self.verified = height
-            yield height
-        root = self._store.load_state().root
-        if root != self._tree.root:
-            raise _found(self.tip, Check.STATE, "state-root", "live state", self._tree.root.hex(), root.hex())
+        while True:
+            for height in range(self.verified + 1, self.tip + 1):
+                self._verify(height)
+                yield height
+            root = self._store.load_state().root
+            if root == self._tree.root:
+                return
+            if not self._has_grown():
+                raise _found(self.tip, Check.STATE, "state-root", "live state", self._tree.root.hex(), root.hex())
+
+    def _has_grown(self) -> bool:
+        """Whether a running node has appended blocks since the walk began: then they are verified too."""
+        before, self.tip = self.tip, self._store.tip().height
+        return self.tip > before
+
+    def _verify(self, height: int) -> None:
+        block, commit = self._read(height)
+        execution = self._validate(block)
+        self._check_commit(block, commit)
+        self._tree.apply(execution.changes)
+        self._check_indexes(block, execution.changes)
+        if self._blobs is not None:
+            self._reexecute(self._blobs, height, execution.changes)
+        self._parent = block.header
+        self.transactions += len(block.transactions)
+        self.verified = height
 
     def _read(self, height: int) -> tuple[Block, Commit]:
         block, commit, header = self._store.block(height), self._store.commit(height), self._store.header(height)

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -102,6 +103,8 @@ class ChainStore:
         self.genesis = genesis
         self._database = database
         self._has_failed = False
+        # Held while the tip moves: a state that is read is never one that `tip` doesn't know yet.
+        self._moving = Lock()
         self._tip = self._read_tip()
 
     @classmethod
@@ -193,12 +196,12 @@ class ChainStore:
         _put_state(batch, changes, block.height)
         batch.put(META_TIP, height)
         try:
-            with _leveldb(self.path, f"writing block {block.height}"):
+            with _leveldb(self.path, f"writing block {block.height}"), self._moving:
                 batch.write()
+                self._tip = _tip_of(block.header)
         except StorageError:
             self._has_failed = True
             raise
-        self._tip = _tip_of(block.header)
 
     def tip(self) -> Tip:
         """The last block."""
@@ -260,9 +263,12 @@ class ChainStore:
         Raises:
             CorruptStore: the database's checksums don't hold.
         """
+        with _leveldb(self.path, "reading the state"), self._moving:
+            snapshot = self._database.snapshot()
         with (
             _leveldb(self.path, "reading the state"),
-            self._database.iterator(prefix=STATE, verify_checksums=True) as entries,
+            snapshot,
+            snapshot.iterator(prefix=STATE, verify_checksums=True) as entries,
         ):
             return StateTree((key[len(STATE) :], value) for key, value in entries)
 

@@ -40,7 +40,7 @@ def store_chain(harness: Harness, folder: Path) -> None:
 
 
 def faulty_round() -> Harness:
-    """Two settled learning rounds: all are honest in the first; in the second four are left out, each for its reason."""
+    """Two settled learning rounds: all are honest in the first, in the second four are left out for four reasons."""
     harness = Harness(actors=7, rounds=3)
     harness.register_all()
     harness.play_round()

@@ -381,3 +381,15 @@ def test_models_that_are_not_of_the_tasks_architecture_are_found(chain: Callable
     fault = verify_chain(liar.store, liar.blobs, reexecute=True).fault
     assert fault is not None
     assert (fault.height, fault.check, fault.rule) == (SETTLED_AT[0], Check.MODEL, "format")
+
+
+def test_blocks_that_a_running_node_appends_meanwhile_are_verified_too(chain: Callable[..., LearningChain]) -> None:
+    running = chain()
+    appended: list[Block] = []
+
+    def progress(height: int, _tip: int) -> None:
+        if len(appended) < 2:
+            appended.append(running.append_block([]))
+
+    verification = verify_chain(running.store, running.blobs, reexecute=False, progress=progress)
+    assert (verification.fault, verification.verified, len(appended)) == (None, 3, 2)

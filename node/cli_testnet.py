@@ -291,8 +291,9 @@ def run(options: "TestnetOptions", keep: Path | None, as_json: bool) -> None:
 
     with ExitStack() as stack:
         stack.enter_context(_complaining())
-        signal.signal(signal.SIGTERM, _interrupt)  # a supervisor's SIGTERM leaves as little behind as Ctrl-C
-        folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bflnode-")))
+        for number in (signal.SIGTERM, signal.SIGHUP):  # a supervisor, a closed terminal: as clean as Ctrl-C
+            signal.signal(number, _interrupt)
+        folder = keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bflnet-")))
         view = stack.enter_context(open_view())
         report = run_testnet(folder.absolute(), options, view)
     emit(report, as_json, print_report)

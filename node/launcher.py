@@ -154,10 +154,19 @@ class _ChildExit(BaseException):
 
 @dataclass(slots=True)
 class _Server:
-    """The launcher's loop: one request after another, children reaped in between."""
+    """The launcher's loop: one request after another, children reaped in between.
+
+    Attributes:
+        listener: where requests come in.
+        wake: where signals' numbers arrive.
+        tie: a descriptor that is readable once the process to which the launcher is tied has ended.
+        children: what was asked for, by process id.
+        is_stopping: whether this is the end.
+    """
 
     listener: socket.socket
     wake: socket.socket
+    tie: int | None = None
     children: dict[int, StartProcess] = field(default_factory=dict)
     is_stopping: bool = False
 
@@ -168,7 +177,12 @@ class _Server:
             _ChildExit: in a forked child.
         """
         while not self.is_stopping:
-            readable, _, _ = select.select([self.listener, self.wake], [], [])
+            watched = [self.listener, self.wake, *([] if self.tie is None else [self.tie])]
+            readable, _, _ = select.select(watched, [], [])
+            if self.tie in readable:
+                _log.info("the process that this launcher is tied to has ended")
+                self.is_stopping = True
+                continue
             if self.wake in readable:
                 self._handle_signals()
             if self.listener in readable:
@@ -263,6 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m bflnode.node.launcher", description="The fork server of a testnet."
     )
     parser.add_argument("socket", type=Path, help="path of the Unix-domain socket to listen on")
+    parser.add_argument("--tied", action="store_true", help="end when standard input does: when the starter has died")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
 
@@ -288,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, _note_signal)
     os.write(sys.stdout.fileno(), READY_LINE)
     try:
-        _Server(listener, wake).serve()
+        _Server(listener, wake, sys.stdin.fileno() if options.tied else None).serve()
     except _ChildExit as child:
         for inherited in (listener, wake, wake_sender):
             inherited.close()
@@ -454,6 +469,14 @@ class RunningLauncher:
     process: subprocess.Popen[bytes]
     client: LauncherClient
 
+    def end(self) -> int:
+        """Wait until it has ended, and kill it if it doesn't; its exit status."""
+        try:
+            return self.process.wait(REQUEST_DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
 
 @dataclass(frozen=True, slots=True)
 class StartingLauncher:
@@ -492,10 +515,14 @@ class StartingLauncher:
         return self.process.wait()
 
 
-def begin_launcher(directory: Path) -> StartingLauncher:
+def begin_launcher(directory: Path, *, is_tied: bool = False) -> StartingLauncher:
     """Start a launcher whose socket and log are in `directory`, and don't wait: importing takes seconds.
 
     Children find it if the caller hands `LAUNCHER_VARIABLE` on; those it forks itself have it set.
+
+    Args:
+        directory: made if it doesn't exist.
+        is_tied: whether it ends, with all its children, when this process does, however that dies.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket_path, log_path = directory.resolve() / "launcher.sock", directory.resolve() / "launcher.log"
@@ -503,8 +530,8 @@ def begin_launcher(directory: Path) -> StartingLauncher:
     environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bflnode.node.launcher", os.fspath(socket_path)],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", "bflnode.node.launcher", os.fspath(socket_path), *(["--tied"] if is_tied else [])],
+            stdin=subprocess.PIPE if is_tied else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
             env=environment,

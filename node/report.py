@@ -17,7 +17,7 @@ from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.rewards import bfln_payout
 from bflnode.consensus.state import StateReader, StateTree
 from bflnode.consensus.tables import ACCOUNTS, ADMISSION_POOL, SETTLED, TASKS, all_tasks, current_validators
-from bflnode.consensus.task import SettledClient, SettledRound, TaskStatus
+from bflnode.consensus.task import SettledClient, SettledRound, Task, TaskSpecification, TaskStatus
 from bflnode.consensus.transaction import model_commitment
 from bflnode.consensus.types import AccountId, Amount
 from bflnode.storage.blob_store import BlobStore
@@ -245,18 +245,16 @@ class _Reporter:
     # Checks
 
     def _check_rounds(self) -> Check:
-        title = "every learning round was aggregated and settled"
-        planned = sum(task.specification.rounds for task in all_tasks(self._state))
-        done = [record for record in self._settled if record.aggregation is not None]
-        unfinished = [
-            f"{task.specification.name} is {task.status.name.lower()} after {len(done)} of {planned} rounds"
-            for task in all_tasks(self._state)
-            if task.status is not TaskStatus.DONE
-        ]
-        is_ok = not unfinished and len(done) == planned
+        title = "every learning round was aggregated and settled, at every node"
+        for node in self._nodes:
+            state = node.store.load_state()
+            for task in all_tasks(state):
+                fault = _unfinished(state, task)
+                if fault:
+                    return Check("rounds", title, False, f"{node.name}: task {task.specification.name} {fault}")
         void = sum(record.slot.attempt for record in self._settled)
-        detail = f"{len(done)} of {planned} rounds" + (f", {void} void attempts" if void else "")
-        return Check("rounds", title, is_ok, unfinished[0] if unfinished else detail)
+        detail = f"{len(self._settled)} rounds" + (f", {void} void attempts" if void else "")
+        return Check("rounds", title, True, detail)
 
     def _check_heads(self) -> Check:
         title = "all nodes have the same head and state root"
@@ -327,25 +325,13 @@ class _Reporter:
     def _check_payouts(self) -> Check:
         title = "every round paid exactly its reward, by cluster size"
         for record in self._settled:
-            fault = self._payout_fault(record)
+            task = TASKS.get(self._state, record.slot.task)
+            assert task is not None, "a settled learning round has a task"
+            fault = payout_fault(record, task.specification)
             if fault:
                 return Check("payouts", title, False, f"round {record.slot.number}: {fault}")
         total = sum(record.reward for record in self._settled)
         return Check("payouts", title, True, f"{total} micro-tokens in {len(self._settled)} rounds")
-
-    def _payout_fault(self, record: SettledRound) -> str:
-        if record.aggregation is None:
-            return "paid though it was void" if record.reward else ""
-        task = TASKS.get(self._state, record.slot.task)
-        assert task is not None, "a settled learning round has a task"
-        expected = bfln_payout(record.aggregation.labels, task.specification.reward, task.specification.rho)
-        included = [record.clients[position] for position in record.included]
-        for client, payout in zip(included, expected.clients, strict=True):
-            if (client.gross, client.fee) != (payout.gross, payout.fee):
-                got, wanted = f"{client.gross} less {client.fee}", f"{payout.gross} less {payout.fee}"
-                return f"{self._name(client.account)} got {got} instead of {wanted}"
-        paid = sum(client.gross - client.fee for client in record.clients) + record.aggregator_income
-        return f"{paid} paid instead of {record.reward}" if paid != task.specification.reward else ""
 
     def _check_chain(self) -> Check:
         title = "the chain re-executes from genesis to the same roots, clusters, models and payouts"
@@ -426,6 +412,29 @@ def tokens_in(reader: StateReader) -> Amount:
     pool = ADMISSION_POOL.get(reader)
     escrows = sum(task.escrow for task in all_tasks(reader))
     return free + current_validators(reader).total + (0 if pool is None else pool.amount) + escrows
+
+
+def payout_fault(record: SettledRound, specification: TaskSpecification) -> str:
+    """What is wrong with the payouts of a learning round by BFLN's formula (eq. 7-9); nothing when all is right."""
+    if record.aggregation is None:
+        return f"{record.reward} paid though it was void" if record.reward else ""
+    expected = bfln_payout(record.aggregation.labels, specification.reward, specification.rho)
+    included = [record.clients[position] for position in record.included]
+    for client, payout in zip(included, expected.clients, strict=True):
+        if (client.gross, client.fee) != (payout.gross, payout.fee):
+            got, wanted = f"{client.gross} less {client.fee}", f"{payout.gross} less {payout.fee}"
+            return f"client {_short(client.account)} got {got} instead of {wanted}"
+    paid = sum(client.gross - client.fee for client in record.clients) + record.aggregator_income
+    return "" if paid == specification.reward else f"{paid} paid instead of {specification.reward}"
+
+
+def _unfinished(state: StateReader, task: Task) -> str:
+    """What a task lacks; nothing when all its learning rounds are settled with an aggregation."""
+    settled = [record for _, record in SETTLED.scan(state, task.id)]
+    done = sum(record.aggregation is not None for record in settled)
+    if task.status is TaskStatus.DONE and done == task.specification.rounds:
+        return ""
+    return f"is {task.status.name.lower()} with {done} of {task.specification.rounds} rounds aggregated"
 
 
 def _paid(record: SettledRound) -> Iterator[SettledClient]:

@@ -26,7 +26,7 @@ from .launcher import LauncherClient, StartProcess, start_launcher
 from .reader import RunningNode, find_running, open_reader
 from .refusals import RpcError, UnreachableError
 from .rpc_client import RpcClient
-from .testnet_homes import Testnet
+from .testnet_homes import LAUNCHER_SOCKET, Testnet
 
 READY_DEADLINE_S = 120.0
 """A forked node answers within 2 s alone; many of them on a loaded machine take far longer."""
@@ -102,7 +102,7 @@ def poll(find: Callable[[], Found | None], deadline_s: float) -> Found | None:
 
 def launcher_client(testnet: Testnet) -> LauncherClient:
     """The testnet's launcher, alive or not."""
-    return LauncherClient(testnet.run.resolve() / "launcher.sock")
+    return LauncherClient(testnet.run.resolve() / LAUNCHER_SOCKET)
 
 
 def run_child(client: LauncherClient, request: StartProcess) -> None:

@@ -13,6 +13,7 @@ Starting and stopping processes is `testnet`'s business.
 """
 
 import json
+import os
 import secrets
 import shutil
 import socket
@@ -45,6 +46,7 @@ from bflnode.storage.blob_store import BlobStore
 from .configuration import load_configuration
 from .home import Home, HomeError, make_home, read_secret_key, write_seed
 from .peer_identity import peer_id_text
+from .process_messages import MAX_SOCKET_PATH_BYTES
 
 STAKE = 5 * TOKEN
 """Initial stake of a client (Li et al., table 1): bonded for validators, free for newcomers."""
@@ -66,6 +68,8 @@ DIGITS_TEST_SHARE = 0.35
 
 RUN_FOLDER = "run"
 """The launcher may be starting while the homes are made: its folder doesn't make a testnet's folder one in use."""
+
+LAUNCHER_SOCKET = "launcher.sock"
 
 FIRST_PORT, LAST_PORT = 20_000, 32_000
 """Where ports are looked for: below the range that systems take outgoing connections' ports from."""
@@ -208,8 +212,11 @@ def require_unused(directory: Path) -> None:
     """Check that a testnet can be made in a folder: it is missing or holds nothing but a launcher's.
 
     Raises:
-        HomeError: it is in use.
+        HomeError: it is in use, or its path is too long for the launcher's socket.
     """
+    excess = len(os.fsencode(directory / RUN_FOLDER / LAUNCHER_SOCKET)) - MAX_SOCKET_PATH_BYTES
+    if excess > 0:
+        raise HomeError(f"the path of {directory} is {excess} bytes too long for sockets: choose a shorter one")
     try:
         used = [entry.name for entry in directory.iterdir() if entry.name != RUN_FOLDER]
     except FileNotFoundError:

@@ -5,6 +5,7 @@ What belongs here: the order of these steps and their deadlines. Each step is so
 """
 
 import json
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ MEASURING_DEADLINE_S = 120.0
 """The last round's control models are trained after the last block; the report goes without them if it takes longer."""
 
 REPORT_ENTRY = "bflnode.node.report:main"
+
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 ENDED = ("done", "cancelled")
 """States of a task in which nothing more happens."""
@@ -97,7 +100,7 @@ def _launched(directory: Path, options: TestnetOptions, timings: Timings) -> Ite
     """Homes and a launcher; at the end no process of theirs is left."""
     require_unused(directory)
     try:
-        starting = begin_launcher(directory / "run")
+        starting = begin_launcher(directory / "run", is_tied=True)
     except OSError as error:
         raise HomeError(f"cannot make a testnet in {directory}: {error.strerror}: choose another folder") from error
     try:
@@ -111,8 +114,22 @@ def _launched(directory: Path, options: TestnetOptions, timings: Timings) -> Ite
     try:
         yield testnet, running.client
     finally:
-        processes.down(testnet)
-        running.process.wait()
+        with _uninterrupted():
+            try:
+                processes.down(testnet)
+            finally:
+                running.end()
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C must not stop us from stopping the nodes: that takes a minute at most."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in INTERRUPTIONS}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _watch(testnet: Testnet, view: View) -> None:
@@ -129,23 +146,22 @@ def _watch(testnet: Testnet, view: View) -> None:
         if front > height:
             height, end = front, time.monotonic() + STALL_DEADLINE_S
         running = [found for found in statuses if found.pid is not None]
-        if running and all(_has_ended(found) for found in running):
+        if not running or time.monotonic() > end:
+            what = f"no block after {height} for {STALL_DEADLINE_S:.0f} s" if running else "all nodes have ended"
+            first = testnet.homes[0]
+            raise TestnetError(f"{what}: see the logs, as {first.log_file}", processes.log_tail(first))
+        if all(_has_ended(found) for found in running):
             stopped = [found.name for found in statuses if found.pid is None]
             if not stopped:
                 return
             view.step(f"{', '.join(stopped)} ended before the others: starting again")
             processes.up(testnet, stopped)
-        elif not running or time.monotonic() > end:
-            what = f"no block after {height} for {STALL_DEADLINE_S:.0f} s" if running else "all nodes have ended"
-            raise TestnetError(
-                f"{what}: see the logs, as {testnet.homes[0].log_file}", processes.log_tail(testnet.homes[0])
-            )
         time.sleep(WATCH_INTERVAL_S)
 
 
 def _has_ended(found: NodeStatus) -> bool:
     """Whether no task of a running node goes on."""
-    if found.rpc is None or found.status is None or found.status["phase"] != "idle" or found.status["height"] == 0:
+    if found.rpc is None or found.status is None or found.status["phase"] != "idle":
         return False
     try:
         with RpcClient(found.rpc) as client:

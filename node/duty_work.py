@@ -229,8 +229,8 @@ class DutyWork:
     async def fetch_and_vote(self, duty: FetchAndVote) -> Available:
         """Fetch the revealed models and say which are here and well-formed.
 
-        Waits for all of them, but no longer than a share of the phase; and once two thirds are here, the rest gets as
-        long again.
+        Waits for all of them, but no longer than a share of the phase; and once two thirds are judged, the rest gets
+        as long again.
 
         Raises:
             CannotFulfilError: this version doesn't know the task's models.
@@ -238,6 +238,7 @@ class DutyWork:
         _known_architecture(duty.specification)
         left_s = _share_of_time_left_s(duty.deadline_ms)
         started_s = trio.current_time()
+        judged: set[int] = set()
         good: set[int] = set()
         with trio.move_on_after(left_s) as scope:
             async with trio.open_nursery() as nursery:
@@ -245,7 +246,8 @@ class DutyWork:
                 async def fetch(offered: OfferedModel) -> None:
                     if await self._fetch_model(offered, duty.specification):
                         good.add(offered.index)
-                    if 3 * len(good) >= 2 * len(duty.models):
+                    judged.add(offered.index)
+                    if 3 * len(judged) >= 2 * len(duty.models):
                         patience_s = max(PATIENCE_FLOOR_S, trio.current_time() - started_s)
                         scope.deadline = min(scope.deadline, trio.current_time() + patience_s)
 

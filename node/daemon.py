@@ -16,11 +16,11 @@ import trio
 from bflnode.consensus.keys import account_text
 from bflnode.storage.errors import StorageError
 
-from . import rpc
 from .configuration import Configuration, load_configuration
 from .home import Home, HomeError
 from .network import TransportError
 from .node import Node, open_node
+from .rpc import serve
 
 _log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ async def run_node(home: Home, configuration: Configuration, announce: Callable[
         HomeError, StorageError, TransportError: it can't start, or the disk failed.
     """
     async with open_node(home, configuration) as node, trio.open_nursery() as nursery:
-        address: str = await nursery.start(rpc.serve, node)
+        address: str = await nursery.start(serve, node)
         started = _started(node, address)
         _write_address_file(home, started)
         try:

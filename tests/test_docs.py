@@ -106,6 +106,8 @@ def _command_fault(line: CommandLine) -> str | None:
                 if isinstance(option.type, click.Choice) and value not in option.type.choices:
                     return f"{value!r} is no value of {name}"
         elif isinstance(command, click.Group) and not arguments:
+            if word.isupper() and not line.is_whole:
+                return None  # a placeholder: `bflnode VERB --help`
             found = command.commands.get(word)
             if found is None:
                 return f"{command.name} has no verb {word!r}"

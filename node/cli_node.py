@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .home import Home
     from .reader import RunningNode
 
-START_DEADLINE_S = 90.0
+START_DEADLINE_S = 180.0
 """Loading takes two seconds alone and many times as long where a whole network starts on two cores."""
 
 POLL_S = 0.1

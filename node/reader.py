@@ -20,7 +20,7 @@ from .refusals import UnreachableError
 if TYPE_CHECKING:
     from .rpc_client import RpcClient
 
-PATIENCE_S = 5.0
+PATIENCE_S = 10.0
 """How long a home may be held by somebody without an RPC address: another command that reads it, a node that starts."""
 
 POLL_S = 0.05

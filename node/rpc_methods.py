@@ -19,7 +19,7 @@ from .calls import INSPECTIONS, bind
 from .inspection import Inspector, Json, Sources, transaction_details, transaction_line
 from .node import Node
 from .node_clock import now_ms
-from .refusals import ParameterError
+from .refusals import InspectionError, ParameterError
 
 IN_THREAD = frozenset({"block", "blockchain"})
 """Methods that read the store alone, which is slower than memory and may be shared with threads."""
@@ -175,10 +175,13 @@ class RpcMethods:
 
     async def transaction(self, reference: str) -> Json:
         """A transaction in a block, or one that waits."""
-        for waiting in self._node.mempool.candidates():
-            if waiting.id.hex() == reference.strip().lower():
-                return {"status": "waiting", "height": None, **transaction_details(waiting)}
-        return self._inspector.transaction(reference)
+        try:
+            return self._inspector.transaction(reference)
+        except InspectionError:
+            for waiting in self._node.mempool.candidates():
+                if waiting.id.hex() == reference.strip().lower():
+                    return {"status": "waiting", "height": None, **transaction_details(waiting)}
+            raise
 
     async def account(self, reference: str = "") -> Json:
         """An account, with the nonce that its next transaction should have after those that wait."""

@@ -61,7 +61,7 @@ class Configuration(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="BFLNODE_",
         env_nested_delimiter="__",
-        extra="ignore",
+        extra="forbid",
         frozen=True,
         nested_model_default_partial_update=True,
     )
@@ -96,20 +96,23 @@ def load_configuration(home: Home, flags: dict[str, Any] | None = None) -> Confi
     Raises:
         HomeError: the file is not TOML, or a setting is unknown or out of range.
     """
+    file = home.configuration_file
+    if file.exists() and not file.is_file():
+        raise HomeError(f"{file} is not a file: move it away, or put a file of settings in its place")
 
     class FromFile(Configuration):
-        model_config = SettingsConfigDict(toml_file=home.configuration_file)
+        model_config = SettingsConfigDict(toml_file=file)
 
     try:
         return FromFile(**(flags or {}))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise HomeError(
-            f"setting {where or 'value'}: {first['msg']} (flags, BFLNODE_* or {home.configuration_file})"
-        ) from error
+        raise HomeError(f"setting {where or 'value'}: {first['msg']} (flags, BFLNODE_* or {file})") from error
     except ValueError as error:
-        raise HomeError(f"{home.configuration_file} is not valid TOML: {error}") from error
+        raise HomeError(f"{file} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise HomeError(f"cannot read the settings {file}: {error.strerror}") from error
 
 
 def shard_path(home: Home, configuration: Configuration) -> Path:

@@ -1,5 +1,6 @@
 """Whole nodes: kinds of tasks, kinds of members, restarts, hostile peers, failing disks."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from bflnode.consensus.block import ProposalMessage as Message
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.transaction import Transfer, sign_transaction
 from bflnode.consensus.types import Signature
-from bflnode.node.daemon import first_leaf
+from bflnode.node.configuration import load_configuration
 from bflnode.node.home import HomeError
 from bflnode.node.messages import (
     BLOCKS,
@@ -70,16 +71,18 @@ async def test_a_probe_of_the_aggregators_own_data_and_means_by_samples_work_end
 async def test_a_validator_without_training_votes_and_a_newcomer_is_admitted_and_learns(tmp_path: Path) -> None:
     net = small_network(tmp_path, rounds=3)
     idle, *others = net.homes
-    net, newcomer = add_node(net)
-    settings = newcomer.configuration_file.read_text()
-    # One address is enough: the newcomer learns of the others from its first peer.
-    first = settings.split('"', 4)[3] if '"' in settings else ""
-    assert first
-    async with opened([idle], training={"enabled": False}) as [validator], opened([*others, newcomer]) as rest:
+    _, newcomer = add_node(net)
+    one = load_configuration(newcomer).p2p.persistent_peers[1]
+    async with (
+        opened([idle], training={"enabled": False}) as [validator],
+        opened(others) as trainees,
+        opened([newcomer], p2p={"persistent_peers": (one,)}) as [late],
+    ):
+        rest = [*trainees, late]
         async with going([validator, *rest]):
             await until_done([validator, *rest], patience_s=60)
-        joined = rest[-1].key.account
-        rounds = settled_rounds(rest[-1])
+        joined, rounds, peers = late.key.account, settled_rounds(late), late.peers.all()
+    assert len(peers) == 4, "a hello names the others"
     assert all(validator.key.account not in {client.account for client in settled.clients} for settled in rounds)
     assert is_included(rounds[-1], joined)
     assert client_of(rounds[-1], joined).gross > 0
@@ -127,21 +130,17 @@ async def test_a_disk_that_fails_stops_the_node_with_one_clear_error(tmp_path: P
     def fail(*_: object) -> None:
         raise StorageError(Path("/disk"), "writing block 1 failed: No space left on device", "Free some space")
 
-    with pytest.raises(BaseExceptionGroup) as caught:
+    message = "/disk: writing block 1 failed: No space left on device. Free some space"
+    with pytest.raises(StorageError, match=re.escape(message)):  # noqa: PT012 - it is raised when the node is left
         async with opened(net.homes) as nodes:
             nodes[0].chain.store.append = fail  # type: ignore[method-assign, assignment]
             async with going(nodes):
-                with trio.fail_after(30):
-                    await trio.sleep_forever()
-    causes, others = caught.value.split(StorageError)
-    assert others is None
-    assert causes is not None
-    assert str(first_leaf(causes)) == "/disk: writing block 1 failed: No space left on device. Free some space"
+                await trio.sleep_forever()
 
 
 async def test_a_peer_address_that_is_none_is_named_before_anything_runs(tmp_path: Path) -> None:
     net = small_network(tmp_path)
-    with pytest.raises(HomeError, match="peer address 'nonsense'.*p2p.persistent_peers"):
+    with pytest.raises(HomeError, match=r"peer address 'nonsense'.*p2p\.persistent_peers"):
         async with opened(net.homes[:1], p2p={"persistent_peers": ("nonsense",)}):
             pass
 
@@ -149,7 +148,7 @@ async def test_a_peer_address_that_is_none_is_named_before_anything_runs(tmp_pat
 async def test_a_home_in_use_is_refused(tmp_path: Path) -> None:
     net = small_network(tmp_path)
     async with opened(net.homes[:1]):
-        with pytest.raises(StorageError, match="in use|another process|running"):
+        with pytest.raises(StorageError, match="node0"):
             async with opened(net.homes[:1]):
                 pass
 

@@ -50,7 +50,7 @@ def check_credential(file: Path, genesis: Genesis, account: AccountId) -> Signat
     return credential
 
 
-def write_checked_credential(home: Home, account: AccountId, credential: Signature) -> None:
+def write_credential(home: Home, account: AccountId, credential: Signature) -> None:
     """Put a credential where the node finds it.
 
     Raises:

@@ -96,12 +96,12 @@ def keys_admit(account: str, admission_key: Path, out: Path | None, home: "Home"
 @home_option
 def keys_accept(file: Path, home: "Home") -> None:
     """Take the credential that opens this node's account; the node uses it when it starts next."""
-    from .admission import check_credential, write_checked_credential
+    from .admission import check_credential, write_credential
 
     home.require()
     account = home.load_account_key().account
     credential = check_credential(file, home.load_genesis(), account)
-    write_checked_credential(home, account, credential)
+    write_credential(home, account, credential)
     click.echo(f"{home.admission_file} is in place: (re)start the node to join")
 
 

@@ -266,7 +266,7 @@ def health(home: "Home", as_json: bool) -> None:
     from .reader import find_running
     from .rpc_client import RpcClient
 
-    running = find_running(home.require())
+    running = find_running(home.require(), patience_s=0)
     if running is None:
         raise CommandError(f"no node runs on {home.root}: start it with `bflnode start`", UNREACHABLE)
     with RpcClient(running.rpc) as client:

@@ -23,7 +23,7 @@ from bflnode.fl.samples import DatasetError, Shard
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.errors import MissingError
 
-from .admission import check_credential, sign_credential, write_checked_credential
+from .admission import check_credential, sign_credential, write_credential
 from .home import Home, HomeError, make_home, read_genesis, read_secret_key
 
 NO_BLOB = BlobId(bytes(32))
@@ -143,9 +143,9 @@ def _write(
 ) -> None:
     shutil.copy(wanted.genesis, home.genesis_file)
     if wanted.admission is not None:
-        write_checked_credential(home, key.account, check_credential(wanted.admission, genesis, key.account))
+        write_credential(home, key.account, check_credential(wanted.admission, genesis, key.account))
     elif wanted.admission_key is not None:
-        write_checked_credential(home, key.account, sign_credential(wanted.admission_key, genesis, key.account))
+        write_credential(home, key.account, sign_credential(wanted.admission_key, genesis, key.account))
     if shard is not None:
         datasets.save_shard(home.shard, shard)
     if wanted.test_set is not None:

@@ -541,7 +541,7 @@ def _digest(text: str, wanted: str) -> Hash:
 def _by_prefix(text: str, known: list[Any], what: str) -> bytes:
     """The one identifier that starts with these digits."""
     if text.strip("0123456789abcdef") or len(text) < MIN_PREFIX:
-        raise InspectionError(f"{_shown(text)} is not the id of a {what}: give at least {MIN_PREFIX} of its hex digits")
+        raise InspectionError(f"{_shown(text)} names no {what}: give at least {MIN_PREFIX} hex digits of its id")
     found = _distinct(identifier for identifier in known if identifier.hex().startswith(text))
     if not found:
         raise InspectionError(f"there is no {what} {_shown(text)} on this chain")

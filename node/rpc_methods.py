@@ -195,7 +195,7 @@ class RpcMethods:
         return {**answer, "next_nonce": max([answer["nonce"], *waiting])}
 
     async def verify(self, reexecute: bool = False) -> Json:
-        """Check the whole chain, in a thread; one check at a time. Ends early when the caller goes away."""
+        """Check the whole chain, in a thread; one check at a time. A node that stops ends it early."""
         from .verify import verify_chain
 
         def work() -> Json:

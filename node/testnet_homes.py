@@ -36,13 +36,13 @@ from bflnode.consensus.genesis import (
     format_genesis,
 )
 from bflnode.consensus.hashing import tagged_hash
-from bflnode.consensus.keys import account_text, admission_payload
 from bflnode.consensus.task import Deadlines, ProbeMode, TaskSpecification, Weighting
-from bflnode.consensus.types import TOKEN, AccountId, BlobId
+from bflnode.consensus.types import TOKEN, BlobId
 from bflnode.fl import architectures, datasets, partition, prototypes
 from bflnode.fl.samples import DatasetError, LabelledData, Shard
 from bflnode.storage.blob_store import BlobStore
 
+from .admission import sign_credential, write_credential
 from .configuration import load_configuration
 from .home import Home, HomeError, make_home, read_secret_key, write_seed
 from .peer_identity import peer_id_text
@@ -243,29 +243,15 @@ def add_node(testnet: Testnet) -> tuple[Testnet, Home]:
         ports = _ports(0, 2)
         addresses = [peer_address(other, load_configuration(other).p2p.port) for other in testnet.homes]
         _fill_home(directory, home, addresses, (ports[0], ports[1]), testnet.options)
-        write_credential(
-            home.admission_file, directory / "admission.key", home.load_genesis(), home.load_account_key().account
-        )
+        account = home.load_account_key().account
+        credential = sign_credential(directory / "admission.key", home.load_genesis(), account)
+        write_credential(home, account, credential)
         spare[0].rename(home.shard)
     except OSError as error:
         raise HomeError(f"cannot add a node to {directory}: {error.strerror}: {error.filename}") from error
     grown = replace(testnet, nodes=(*testnet.nodes, home.root.name))
     _save(grown)
     return grown, home
-
-
-def write_credential(path: Path, admission_key: Path, genesis: Genesis, account: AccountId) -> None:
-    """Sign an account in: the credential that opens it with the initial stake.
-
-    Raises:
-        HomeError: the key file is no admission key of this chain.
-    """
-    key = read_secret_key(admission_key)
-    if key.account != genesis.admission_key:
-        raise HomeError(f"{admission_key} is not the admission key of chain {genesis.chain_id.hex()[:16]}")
-    credential = key.sign("admit", genesis.chain_id, admission_payload(account))
-    content = {"account": account_text(account), "credential": credential.hex()}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def peer_address(home: Home, port: int, host: str = "127.0.0.1") -> str:

@@ -158,7 +158,7 @@ def test_account_is_found_by_unique_first_digits(faulty: Case) -> None:
 
 @pytest.mark.parametrize(
     ("reference", "message"),
-    [("abc", "at least 4"), ("zzzz", "is not the id"), ("00000000", "there is no account"), ("ab" * 36, "checksum")],
+    [("abc", "at least 4"), ("zzzz", "names no account"), ("00000000", "there is no account"), ("ab" * 36, "checksum")],
 )
 def test_unknown_account_is_refused(faulty: Case, reference: str, message: str) -> None:
     with pytest.raises(InspectionError, match=message):

@@ -24,6 +24,9 @@ _log = logging.getLogger(__name__)
 HELLO_TIMEOUT_S = 10.0
 """A node on a busy machine may take seconds to answer; one that takes longer is of no use."""
 
+DISCOVERY_DELAY_S = 3.0
+"""Nodes that start together know each other by configuration: dialling what hellos name would double every connection."""
+
 MAX_CANDIDATES = 256
 """Addresses from hellos that wait to be dialled: eight full hellos. A liar's fill them for a minute or two."""
 
@@ -69,7 +72,8 @@ class Peers:
         self._waiting: set[str] = set()
 
     async def run(self) -> None:
-        """Dial the peers that hellos name, until cancelled."""
+        """Dial the peers that hellos name, until cancelled; first the configured ones get time to be connected."""
+        await trio.sleep(DISCOVERY_DELAY_S)
         async with trio.open_nursery() as nursery:
             for _ in range(DIALLERS):
                 nursery.start_soon(self._dial_candidates)

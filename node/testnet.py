@@ -204,7 +204,7 @@ def stop_nodes(testnet: Testnet, names: Sequence[str] = (), *, deadline_s: float
     """As `down`, but the launcher goes on."""
     homes = [testnet.home(name) for name in names] or list(testnet.homes)
     running = {home.root.name: pid for home in homes if (pid := _node_pid(home)) is not None}
-    return _end_processes(running, deadline_s)
+    return end_processes(running, deadline_s)
 
 
 def _node_pid(home: Home) -> int | None:
@@ -225,7 +225,7 @@ def stop_launcher(testnet: Testnet) -> None:
             raise TestnetError(f"the launcher at {client.socket_path} doesn't end: see {testnet.run / 'launcher.log'}")
 
 
-def _end_processes(running: dict[str, int], deadline_s: float) -> tuple[str, ...]:
+def end_processes(running: dict[str, int], deadline_s: float) -> tuple[str, ...]:
     """SIGTERM to all, then SIGKILL to those that are alive at the deadline; their names."""
     descriptors = {name: descriptor for name, pid in running.items() if (descriptor := _open(pid)) is not None}
     try:
@@ -314,38 +314,48 @@ def status_of(home: Home) -> NodeStatus:
 
 def log_tail(home: Home, lines: int = LOG_TAIL_LINES) -> list[str]:
     """The last lines of a node's log; none if it has no log yet."""
-    try:
-        with home.log_file.open("rb") as file:
-            file.seek(max(0, home.log_file.stat().st_size - LOG_TAIL_BYTES))
-            text = file.read(LOG_TAIL_BYTES).decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
+    size = _size(home.log_file)
+    text = _read(home.log_file, max(0, size - LOG_TAIL_BYTES)).decode("utf-8", errors="replace")
     return text.splitlines()[-lines:] if lines > 0 else []
 
 
 def follow_logs(homes: Sequence[Home], lines: int) -> Iterator[tuple[str, str]]:
     """The last lines of the logs, then every new one, as (node, line); ends with the caller's interest."""
-    positions = {home: home.log_file.stat().st_size if home.log_file.exists() else 0 for home in homes}
-    rest = dict.fromkeys(homes, b"")
-    for home in homes:
-        yield from ((home.root.name, line) for line in log_tail(home, lines))
+    followed = [_FollowedLog(home) for home in homes]
+    for log in followed:
+        yield from ((log.name, line) for line in log.new_lines()[-lines:] if lines > 0)
     while True:
-        for home in homes:
-            data = rest[home] + _read_from(home.log_file, positions, home)
-            *whole, rest[home] = data.split(b"\n")
-            yield from ((home.root.name, line.decode("utf-8", errors="replace")) for line in whole)
+        for log in followed:
+            yield from ((log.name, line) for line in log.new_lines())
         time.sleep(POLL_INTERVAL_S)
 
 
-def _read_from(path: Path, positions: dict[Home, int], home: Home) -> bytes:
-    """What came since the last time; from the start when the file was replaced by a shorter one."""
+class _FollowedLog:
+    """How far a log was read; starts near its end."""
+
+    def __init__(self, home: Home) -> None:
+        self.name = home.root.name
+        self._path = home.log_file
+        self._position = max(0, _size(self._path) - LOG_TAIL_BYTES)
+
+    def new_lines(self) -> list[str]:
+        """Whole lines since the last time; from the start when the file was replaced by a shorter one."""
+        if _size(self._path) < self._position:
+            self._position = 0
+        data = _read(self._path, self._position)
+        whole = data[: data.rfind(b"\n") + 1]
+        self._position += len(whole)
+        return whole.decode("utf-8", errors="replace").splitlines()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _read(path: Path, start: int) -> bytes:
+    """At most `LOG_TAIL_BYTES` of a file that may not exist."""
     if not path.exists():
         return b""
-    size = path.stat().st_size
-    if size < positions[home]:
-        positions[home] = 0
     with path.open("rb") as file:
-        file.seek(positions[home])
-        data = file.read(LOG_TAIL_BYTES)
-    positions[home] += len(data)
-    return data
+        file.seek(start)
+        return file.read(LOG_TAIL_BYTES)

@@ -1,6 +1,8 @@
 """The verbs of one node's life: start, stop, status, health, peers."""
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -177,27 +179,32 @@ def _found(home: "Home") -> "RunningNode | None":
 )
 def stop(home: "Home", timeout: float) -> None:
     """End the running node cleanly and wait until it has ended."""
-    from bflnode.storage.home_lock import running_pid
-
     from .reader import find_running
 
     running = find_running(home.require())
     if running is None:
         raise CommandError(f"no node runs on {home.root}", UNREACHABLE)
-    try:
-        os.kill(running.pid, signal.SIGTERM)
-    except ProcessLookupError:
-        pass  # it ended by itself in this very moment
-    except PermissionError as error:
-        raise CommandError(f"process {running.pid} belongs to another user: stop it as that user") from error
-    deadline = time.monotonic() + timeout
-    while running_pid(home.root) == running.pid:
-        if time.monotonic() > deadline:
-            raise CommandError(
-                f"process {running.pid} still runs after {timeout:g} s: try again, or `kill -9 {running.pid}`"
-            )
-        time.sleep(POLL_S)
+    with contextlib.suppress(ProcessLookupError):  # it may end by itself in this very moment
+        _end_process(running.pid, timeout)
     click.echo(f"the node on {home.root} has stopped (process {running.pid})")
+
+
+def _end_process(pid: int, timeout_s: float) -> None:
+    """Send SIGTERM and wait for the end; by a pidfd, since a process id could be used again meanwhile.
+
+    Raises:
+        ProcessLookupError: it has ended already.
+    """
+    descriptor = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+        ended, _, _ = select.select([descriptor], [], [], timeout_s)
+    except PermissionError as error:
+        raise CommandError(f"process {pid} belongs to another user: stop it as that user") from error
+    finally:
+        os.close(descriptor)
+    if not ended:
+        raise CommandError(f"process {pid} still runs after {timeout_s:g} s: try again, or `kill -9 {pid}`")
 
 
 @click.command(epilog=examples("bflnode status", "bflnode status --home node0 --json"))

@@ -47,20 +47,21 @@ async def run_node(home: Home, configuration: Configuration, announce: Callable[
     Raises:
         HomeError, StorageError, TransportError: it can't start, or the disk failed.
     """
-    async with open_node(home, configuration) as node, trio.open_nursery() as nursery:
-        address: str = await nursery.start(serve, node)
-        started = _started(node, address)
-        _write_address_file(home, started)
-        try:
-            announce(started)
-            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    # From the very start: a signal that comes while the node opens ends it cleanly once it is up.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with open_node(home, configuration) as node, trio.open_nursery() as nursery:
+            address: str = await nursery.start(serve, node)
+            started = _started(node, address)
+            _write_address_file(home, started)
+            try:
+                announce(started)
                 nursery.start_soon(node.run)
                 async for number in signals:
                     _log.info("%s: stopping", signal.Signals(number).name)
                     break
-            nursery.cancel_scope.cancel()
-        finally:
-            home.address_file.unlink(missing_ok=True)
+                nursery.cancel_scope.cancel()
+            finally:
+                home.address_file.unlink(missing_ok=True)
 
 
 def _started(node: Node, rpc_address: str) -> Started:

@@ -31,6 +31,12 @@ def read(home: Home, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended but that nobody has waited for does not."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
 @pytest.fixture
 def network(tmp_path: Path) -> tuple[Home, Harness]:
     """The home of a network's only validator."""
@@ -69,6 +75,7 @@ def test_node_in_the_background_is_asked_pays_and_stops(background: tuple[Home, 
 
     stopped = bflnode(home, "stop")
     assert stopped.returncode == 0, stopped.stderr
+    assert not is_alive(status["pid"])
     assert bflnode(home, "stop").returncode == 3
     assert not home.address_file.exists()
     assert read(home, "account")["balance"] == 2_750_000

@@ -61,7 +61,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-DIAL_TIMEOUT_S = 5.0
+DIAL_TIMEOUT_S = 10.0
 """TCP, Noise and yamux take five round trips; a peer that needs longer is as good as absent."""
 
 DISCONNECT_TIMEOUT_S = 1.0

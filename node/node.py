@@ -71,7 +71,7 @@ MAX_FINALS = 8
 CONTROL_NICENESS = 10
 """The control's training takes the CPU that duties leave over, but isn't starved by them."""
 
-PENDING_TIMEOUT_S = 5.0
+PENDING_TIMEOUT_S = 15.0
 """How long a new peer may take to say which transactions wait at its place."""
 
 

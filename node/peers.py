@@ -21,7 +21,7 @@ from .network import Network, PeerId, RemoteRefusal, TransportError, parse_addre
 
 _log = logging.getLogger(__name__)
 
-HELLO_TIMEOUT_S = 10.0
+HELLO_TIMEOUT_S = 15.0
 """A node on a busy machine may take seconds to answer; one that takes longer is of no use."""
 
 DISCOVERY_DELAY_S = 3.0

@@ -1,7 +1,7 @@
 """Brings waiting transactions to whoever makes the next blocks.
 
 A transaction goes straight to the next leaders over open streams, which costs a twentieth of gossip. What no block has
-taken after a second is gossiped, many in one message, since a leader may be dead or not connected. One too large for
+taken after three seconds is gossiped, many in one message, since a leader may be dead or not connected. One too large for
 gossip (an AGGREGATE of many clients) is pushed to all peers instead, and by them to theirs.
 """
 
@@ -28,7 +28,7 @@ BATCH_OVERHEAD_BYTES = 16
 LEADERS = 3
 """Leaders of this and the next rounds that get a transaction at once: one dead leader then costs no relay."""
 
-STALE_S = 1.0
+STALE_S = 3.0
 """A transaction that waits this long missed its leader."""
 
 

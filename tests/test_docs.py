@@ -56,8 +56,9 @@ def _command_lines(page: Path) -> Iterator[CommandLine]:
     text = page.read_text(encoding="utf-8")
     for block in _blocks(text):
         for line in block.replace("\\\n", " ").splitlines():
-            if line.startswith("bflnode "):
-                yield CommandLine(page, SUBSTITUTION.sub("VALUE", line), is_whole=True)
+            command = line.removeprefix("$ ")
+            if command.startswith("bflnode "):
+                yield CommandLine(page, SUBSTITUTION.sub("VALUE", command), is_whole=True)
             for inner in SUBSTITUTION.findall(line):
                 yield CommandLine(page, inner, is_whole=True)
     for found in INLINE.findall(_without_code(text)):

@@ -127,7 +127,7 @@ class Slot(Record):
 
 @dataclass(frozen=True, slots=True)
 class Probe(Record):
-    """An aggregator's promise which samples it will probe models with: `tagged_hash("probe-commit", blob id, salt)`."""
+    """An aggregator's promise which samples it will probe models with; see `probe_commitment`."""
 
     slot: Slot
     commitment: Hash

@@ -83,6 +83,11 @@ def node_of(testnet: testnet_homes.Testnet, record: SettledRound, position: int)
     return next(home.root.name for home in testnet.homes if home.load_account_key().account == account)
 
 
+def delete_probe_set(testnet: testnet_homes.Testnet, names: tuple[str, ...]) -> None:
+    for name in names:
+        BlobStore(testnet.home(name).blobs).delete(BlobId(specification(testnet).probe_set))
+
+
 def test_every_check_holds_on_a_finished_testnet(finished: testnet_homes.Testnet) -> None:
     report = make_report(finished)
 
@@ -197,12 +202,18 @@ def test_a_wrong_similarity_matrix_fails_the_check_of_the_chain(tmp_path: Path) 
 
 
 def test_a_round_that_cannot_be_aggregated_again_fails_the_check_of_the_chain(finished: testnet_homes.Testnet) -> None:
-    BlobStore(finished.homes[0].blobs).delete(BlobId(specification(finished).probe_set))
+    delete_probe_set(finished, finished.nodes)
 
     report = make_report(finished)
 
     assert failed(report) == ["chain"]
     assert check(report, "chain").detail.endswith("0 of 3 aggregations computed again")
+
+
+def test_nodes_that_lack_models_do_not_matter_while_one_has_them_all(finished: testnet_homes.Testnet) -> None:
+    delete_probe_set(finished, finished.nodes[:-1])
+
+    assert failed(make_report(finished)) == []
 
 
 def test_a_token_too_many_is_found_in_a_state(finished: testnet_homes.Testnet) -> None:
@@ -261,7 +272,7 @@ def test_the_launchers_entry_writes_the_same_report(finished: testnet_homes.Test
 def test_the_printed_report_marks_what_fails(
     finished: testnet_homes.Testnet, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    BlobStore(finished.homes[0].blobs).delete(BlobId(specification(finished).probe_set))
+    delete_probe_set(finished, finished.nodes)
 
     print_report(make_report(finished).to_json())
 

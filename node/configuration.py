@@ -48,13 +48,6 @@ class Training(_Section):
     """Also train a model on the own data alone each round, to compare with what the network gives."""
 
 
-class Storage(_Section):
-    """What is kept."""
-
-    keep_rounds: Annotated[int, Field(ge=0)] = 0
-    """Models of how many learning rounds to keep; 0 keeps all."""
-
-
 class Configuration(BaseSettings):
     """All settings of a node."""
 
@@ -71,7 +64,6 @@ class Configuration(BaseSettings):
     p2p: PeerToPeer = PeerToPeer()
     rpc: RemoteProcedureCalls = RemoteProcedureCalls()
     training: Training = Training()
-    storage: Storage = Storage()
 
     @classmethod
     def settings_customise_sources(

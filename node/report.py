@@ -73,7 +73,7 @@ class RoundLine:
         number: from 1.
         attempt: from 0; a later one means that earlier ones were void.
         height: of the block that settled it.
-        packer: who proposed that block.
+        packer: who proposed the block with the aggregation; the aggregator, unless it missed its turn to propose.
         aggregator: who aggregated; None for a round whose every attempt was void.
         clients: how many took part.
         clusters: sizes, in the order of labels.
@@ -353,6 +353,11 @@ class _Reporter:
 
     # Figures
 
+    def _packer(self, record: SettledRound) -> str:
+        """Who proposed the block with the aggregation, or, where every attempt was void, the one that ended the last."""
+        found = None if record.aggregation is None else self._reference.transaction(record.aggregation.transaction)
+        return self._name(self._reference.header(record.height if found is None else found.height).proposer)
+
     def _round(self, record: SettledRound) -> RoundLine:
         aggregation = record.aggregation
         labels = aggregation.labels if aggregation is not None else ()
@@ -361,7 +366,7 @@ class _Reporter:
             number=record.slot.number,
             attempt=record.slot.attempt,
             height=record.height,
-            packer=self._name(self._reference.header(record.height).proposer),
+            packer=self._packer(record),
             aggregator=None if aggregation is None else self._name(aggregation.aggregator),
             clients=len(record.clients),
             clusters=tuple(labels.count(label) for label in range(max(labels, default=-1) + 1)),

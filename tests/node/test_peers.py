@@ -87,11 +87,14 @@ async def test_addresses_that_are_none_are_passed_over_and_not_passed_on(tmp_pat
 async def test_a_peer_that_a_hello_names_is_dialled_and_greeted(tmp_path: Path) -> None:
     homes = small_network(tmp_path).homes[:2]
     flags = {"p2p": {"persistent_peers": ()}}
-    async with opened(homes, **flags) as [first, second], going([first, second]):
-        async with stranger_of(first, greets=False) as gossip:
-            gossip.addresses = second.network.addresses
-            await gossip.ask(HELLO, gossip.hello())
-            await eventually(lambda: first.peers.of_account(second.key.account) is not None)
+    async with (
+        opened(homes, **flags) as [first, second],
+        going([first, second]),
+        stranger_of(first, greets=False) as gossip,
+    ):
+        gossip.addresses = second.network.addresses
+        await gossip.ask(HELLO, gossip.hello())
+        await eventually(lambda: first.peers.of_account(second.key.account) is not None)
 
 
 async def test_a_flood_of_addresses_is_bounded_and_nobody_unknown_is_dialled_for_ever(tmp_path: Path) -> None:

@@ -70,40 +70,46 @@ async def test_a_node_without_blocks_fetches_all_of_them(homes: tuple[Home, ...]
 
 
 async def test_a_claimed_height_without_blocks_is_punished_and_honest_peers_are_asked(homes: tuple[Home, ...]) -> None:
-    async with helper_and_node(homes) as (helper, node):
-        async with stranger_of(node, greets=False) as liar, trio.open_nursery() as nursery:
-            liar.height = 2**50
-            await eventually(lambda: any(peer.height == 2**50 for peer in node.peers.all()))
-            nursery.start_soon(node.run)
-            await until(node, lambda: node.chain.height == helper.chain.height)
-            await eventually(lambda: not node.synchroniser.is_syncing)
-            assert BLOCKS in liar.asked
-            assert node.network.statistics()["scores"][liar.network.peer_id] > 0
-            nursery.cancel_scope.cancel()
+    async with (
+        helper_and_node(homes) as (helper, node),
+        stranger_of(node, greets=False) as liar,
+        trio.open_nursery() as nursery,
+    ):
+        liar.height = 2**50
+        await eventually(lambda: any(peer.height == 2**50 for peer in node.peers.all()))
+        nursery.start_soon(node.run)
+        await until(node, lambda: node.chain.height == helper.chain.height)
+        await eventually(lambda: not node.synchroniser.is_syncing)
+        assert BLOCKS in liar.asked
+        assert node.network.statistics()["scores"][liar.network.peer_id] > 0
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_peer_that_claims_and_does_not_answer_costs_one_time_out(
     homes: tuple[Home, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "REQUEST_TIMEOUT_S", 0.5)
-    async with helper_and_node(homes) as (helper, node):
-        async with stranger_of(node, greets=False) as silent, trio.open_nursery() as nursery:
-            silent.height = 2**50
-            answer = silent.on_request
+    async with (
+        helper_and_node(homes) as (helper, node),
+        stranger_of(node, greets=False) as silent,
+        trio.open_nursery() as nursery,
+    ):
+        silent.height = 2**50
+        answer = silent.on_request
 
-            async def never(protocol: str, sender: object, data: bytes) -> bytes:
-                if protocol == BLOCKS:
-                    silent.asked.append(protocol)
-                    await trio.sleep_forever()
-                return await answer(protocol, sender, data)  # type: ignore[arg-type]
+        async def never(protocol: str, sender: object, data: bytes) -> bytes:
+            if protocol == BLOCKS:
+                silent.asked.append(protocol)
+                await trio.sleep_forever()
+            return await answer(protocol, sender, data)  # type: ignore[arg-type]
 
-            silent.on_request = never  # type: ignore[method-assign, assignment]
-            await eventually(lambda: any(peer.height == 2**50 for peer in node.peers.all()))
-            nursery.start_soon(node.run)
-            nursery.start_soon(claim_for_ever, silent)
-            await until(node, lambda: node.chain.height == helper.chain.height)
-            assert silent.asked.count(BLOCKS) <= 2
-            nursery.cancel_scope.cancel()
+        silent.on_request = never  # type: ignore[method-assign, assignment]
+        await eventually(lambda: any(peer.height == 2**50 for peer in node.peers.all()))
+        nursery.start_soon(node.run)
+        nursery.start_soon(claim_for_ever, silent)
+        await until(node, lambda: node.chain.height == helper.chain.height)
+        assert silent.asked.count(BLOCKS) <= 2
+        nursery.cancel_scope.cancel()
 
 
 async def claim_for_ever(stranger: object) -> None:
@@ -118,14 +124,16 @@ async def claim_for_ever(stranger: object) -> None:
 async def test_wrong_blocks_are_refused_and_their_sender_is_punished(homes: tuple[Home, ...], kind: str) -> None:
     with open_store(homes[1]) as store:
         answer = wrong_blocks(store, kind)
-    async with running(homes[:1], training=NO_TRAINING, p2p={"persistent_peers": ()}) as [node]:
-        async with stranger_of(node, greets=False) as liar:
-            liar.answers[BLOCKS] = answer
-            liar.height = 3
-            await liar.ask("/bflnode/hello/1", liar.hello())
-            node.synchroniser.notice(liar.network.peer_id, 3)
-            await eventually(lambda: liar.network.peer_id in node.network.statistics()["scores"])
-            assert node.chain.height == 0
+    async with (
+        running(homes[:1], training=NO_TRAINING, p2p={"persistent_peers": ()}) as [node],
+        stranger_of(node, greets=False) as liar,
+    ):
+        liar.answers[BLOCKS] = answer
+        liar.height = 3
+        await liar.ask("/bflnode/hello/1", liar.hello())
+        node.synchroniser.notice(liar.network.peer_id, 3)
+        await eventually(lambda: liar.network.peer_id in node.network.statistics()["scores"])
+        assert node.chain.height == 0
 
 
 def wrong_blocks(store: ChainStore, kind: str) -> bytes:

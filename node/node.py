@@ -7,6 +7,7 @@ network --pushes--> agreement driver --blocks--> chain --changed--> participant 
 """
 
 import contextlib
+import ipaddress
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -116,7 +117,7 @@ class Node:
         p2p = self.configuration.p2p
         config = NetworkConfig(
             identity_seed=self.home.load_peer_seed(),
-            listen=(f"/ip4/{p2p.host}/tcp/{p2p.port}",),
+            listen=(f"{host_part(p2p.host)}/tcp/{p2p.port}",),
             topics=(transactions_topic(genesis.chain_id), blocks_topic(genesis.chain_id)),
             pushes=PUSHES,
             requests=REQUESTS,
@@ -127,6 +128,9 @@ class Node:
             open_trainer(self.home.run, worker_starter(self.configuration.training.threads))
         )
         self.peers = Peers(self.network, self.key, genesis.chain_id, self.version, lambda: self.chain.height)
+        if p2p.external_host:
+            port_and_identity = self.network.addresses[0].split("/tcp/")[1]
+            self.peers.advertised = (f"{host_part(p2p.external_host)}/tcp/{port_and_identity}",)
         outlets = Outlets(
             push=self.network.push,
             peers=self.peers.ids,
@@ -284,6 +288,14 @@ class Node:
     async def _publish_blocks(self) -> None:
         async for data in self._finals_to_publish:
             await self.network.publish(blocks_topic(self.chain.genesis.chain_id), data)
+
+
+def host_part(host: str) -> str:
+    """The start of a multiaddr for an IP address or a name."""
+    try:
+        return f"/ip{ipaddress.ip_address(host).version}/{host}"
+    except ValueError:
+        return f"/dns/{host}"
 
 
 @asynccontextmanager

@@ -25,7 +25,7 @@ HELLO_TIMEOUT_S = 15.0
 """A node on a busy machine may take seconds to answer; one that takes longer is of no use."""
 
 DISCOVERY_DELAY_S = 3.0
-"""Nodes that start together know each other by configuration: dialling what hellos name would double every connection."""
+"""Nodes that start together know each other by configuration: dialling what hellos name would double connections."""
 
 MAX_CANDIDATES = 256
 """Addresses from hellos that wait to be dialled: eight full hellos. A liar's fill them for a minute or two."""
@@ -55,11 +55,16 @@ class Peer:
 
 
 class Peers:
-    """The registry of greeted peers."""
+    """The registry of greeted peers.
+
+    Attributes:
+        advertised: addresses of this node for others to dial.
+    """
 
     def __init__(
         self, network: Network, key: SecretKey, chain_id: ChainId, version: str, height: Callable[[], int]
     ) -> None:
+        self.advertised = network.addresses
         self._network = network
         self._key = key
         self._chain_id = chain_id
@@ -152,7 +157,7 @@ class Peers:
 
     def _hello(self) -> bytes:
         others = [peer.addresses[0] for peer in self._peers.values() if peer.addresses]
-        own = self._network.addresses[:MAX_OWN_ADDRESSES]
+        own = self.advertised[:MAX_OWN_ADDRESSES]
         sample = random.sample(others, min(len(others), MAX_ADDRESSES - len(own)))
         hello = Hello(
             self._chain_id,

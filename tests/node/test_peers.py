@@ -144,3 +144,19 @@ async def test_a_height_is_believed_until_it_proves_wrong(tmp_path: Path) -> Non
         assert node.peers.all()[0].height == 7
         node.peers.disbelieve(peer, 0)
         assert node.peers.all()[0].height == 0
+
+
+async def test_a_node_behind_another_address_tells_that_one_to_its_peers(tmp_path: Path) -> None:
+    homes = small_network(tmp_path).homes[:1]
+    for host, start in (("node.example.org", "/dns/node.example.org"), ("203.0.113.7", "/ip4/203.0.113.7")):
+        async with opened(homes, p2p={"external_host": host}) as [node], stranger_of(node) as stranger:
+            answer = Hello.from_bytes(await stranger.ask(HELLO, stranger.hello()), max_bytes=limits.MAX_HELLO_BYTES)
+            [own] = node.network.addresses
+            assert answer.addresses == (start + own.removeprefix("/ip4/127.0.0.1"),)
+            assert node.peers.advertised == answer.addresses
+
+
+async def test_a_node_listens_on_ipv6(tmp_path: Path) -> None:
+    homes = small_network(tmp_path).homes[:1]
+    async with opened(homes, p2p={"host": "::1"}) as [node]:
+        assert node.network.addresses[0].startswith("/ip6/::1/tcp/")

@@ -177,7 +177,7 @@ class _Server:
             _ChildExit: in a forked child.
         """
         while not self.is_stopping:
-            watched = [self.listener, self.wake, *([] if self.tie is None else [self.tie])]
+            watched: list[socket.socket | int] = [self.listener, self.wake, *([] if self.tie is None else [self.tie])]
             readable, _, _ = select.select(watched, [], [])
             if self.tie in readable:
                 _log.info("the process that this launcher is tied to has ended")

@@ -354,7 +354,7 @@ class _Reporter:
     # Figures
 
     def _packer(self, record: SettledRound) -> str:
-        """Who proposed the block with the aggregation, or, where every attempt was void, the one that ended the last."""
+        """Who proposed the block with the aggregation; where every attempt was void, the one that ended the last."""
         found = None if record.aggregation is None else self._reference.transaction(record.aggregation.transaction)
         return self._name(self._reference.header(record.height if found is None else found.height).proposer)
 

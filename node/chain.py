@@ -16,7 +16,7 @@ from bflnode.consensus.state import StateTree
 from bflnode.consensus.transaction import Transaction
 from bflnode.consensus.types import AccountId, BlockId
 from bflnode.consensus.workspace import BlockContext, Event
-from bflnode.storage.chain_store import ChainStore, Tip
+from bflnode.storage.chain_store import ChainStore
 
 MAX_VALIDATED = 8
 """Executions kept between validating a block and appending it: one a round of agreement is usual."""
@@ -43,11 +43,6 @@ class Chain:
         height = store.tip().height
         self.tip_header: Header | None = store.header(height) if height else None
         self.tip_commit: Commit = store.commit(height)
-
-    @property
-    def tip(self) -> Tip:
-        """The last block."""
-        return self.store.tip()
 
     @property
     def height(self) -> int:

@@ -227,8 +227,9 @@ class ChainStore:
 
     def block_by_id(self, block_id: BlockId) -> Block | None:
         """The block with an id, or None: unknown, or the genesis."""
-        height = self._get(BY_ID + block_id)
-        return None if height is None or height == _number(0) else self.block(int.from_bytes(height))
+        found = self._get(BY_ID + block_id)
+        height = 0 if found is None else int.from_bytes(found)
+        return self.block(height) if 1 <= height <= self._tip.height else None
 
     def commit(self, height: int) -> Commit:
         """The commit for the block at a height; for height 0 the empty one that block 1 carries.
@@ -242,11 +243,16 @@ class ChainStore:
         return self._record(COMMIT, height, Commit, MAX_COMMIT_BYTES)
 
     def transaction(self, transaction_id: TransactionId) -> StoredTransaction | None:
-        """A transaction and where it is, or None for one that is in no block."""
+        """A transaction and where it is, or None for one that is in no block.
+
+        Another thread may be writing a block: until it is the tip, what is in it is in no block.
+        """
         place = self._get(BY_TRANSACTION + transaction_id)
         if place is None:
             return None
         height, index = int.from_bytes(place[:8]), int.from_bytes(place[8:])
+        if height > self._tip.height:
+            return None
         transactions = self.block(height).transactions
         if index >= len(transactions) or transactions[index].id != transaction_id:
             raise self._corrupt(f"the index has transaction {transaction_id.hex()} at {height}/{index}, where it isn't")

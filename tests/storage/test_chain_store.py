@@ -402,3 +402,12 @@ def test_kill_in_the_middle_of_appending_loses_nothing_acknowledged(tmp_path: Pa
                 assert store.commit(int(at)).block_id.hex() == block_id
             bob = ACCOUNTS.get(store.load_state(), BOB.account)
             assert bob == Account(height, 0)
+
+
+def test_what_another_thread_is_writing_is_in_no_block_until_it_is_the_tip(store: ChainStore) -> None:
+    [(first, _), (second, _)] = extend(store, [1, 2])
+    store._tip = Tip(1, first.id, first.header.time_ms, first.header.state_root)
+    transaction = second.transactions[0].id
+    assert store.transaction(transaction) is None
+    assert store.block_by_id(second.id) is None
+    assert store.block_by_id(first.id) == first

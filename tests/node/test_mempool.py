@@ -138,16 +138,17 @@ def test_a_full_pool_takes_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None
         world.pool.add(transfer(2))
 
 
-def test_what_waits_too_long_is_gossiped_once() -> None:
+def test_what_waits_too_long_is_gossiped_once_and_not_before_it_is_valid() -> None:
     world = World()
     first, second = transfer(0), transfer(1)
     world.pool.add(first)
-    world.now_s = 0.9
     world.pool.add(second)
+    world.now_s = 0.9
     assert world.pool.stale(1.0) == ()
     world.now_s = 1.0
     assert world.pool.stale(1.0) == (first,)
     assert world.pool.stale(1.0) == (first,), "it counts as gossiped only once it was"
     world.pool.note_gossiped([first])
-    world.now_s = 2.0
+    assert world.pool.stale(1.0) == ()
+    world.settle([first])
     assert world.pool.stale(1.0) == (second,)

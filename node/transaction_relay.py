@@ -1,8 +1,8 @@
 """Brings waiting transactions to whoever makes the next blocks.
 
 A transaction goes straight to the next leaders over open streams, which costs a twentieth of gossip. What no block has
-taken after three seconds is gossiped, many in one message, since a leader may be dead or not connected. One too large for
-gossip (an AGGREGATE of many clients) is pushed to all peers instead, and by them to theirs.
+taken after three seconds is gossiped, many in one message, since a leader may be dead or not connected. One too large
+for gossip (an AGGREGATE of many clients) is pushed to all peers instead, and by them to theirs.
 """
 
 import logging

@@ -71,6 +71,7 @@ class Controls:
         control = tools.journal.directory / f"control-{slot.task.hex()[:16]}.safetensors"
         start = control
         if not control.exists():
+            await tools.exchange.fetch(specification.initial_model, max_bytes=specification.model_bytes)
             start = await trio.to_thread.run_sync(tools.blobs.path, specification.initial_model)
         train = training_job(specification, tools, base=start, output=control, slot=slot)
         tools.journal.update(slot, control_accuracy=(await self._trainer.run(train)).post_accuracy)

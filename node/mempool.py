@@ -114,10 +114,12 @@ class Mempool:
                 entry.is_ready = is_ready
 
     def stale(self, age_s: float) -> tuple[Transaction, ...]:
-        """What has waited for `age_s` and was not gossiped yet, in order of arrival."""
+        """What is valid, has waited for `age_s` and was not gossiped yet, in order of arrival."""
         latest_s = self._clock() - age_s
         return tuple(
-            entry.transaction for entry in self._waiting.values() if not entry.is_gossiped and entry.since_s <= latest_s
+            entry.transaction
+            for entry in self._waiting.values()
+            if entry.is_ready and not entry.is_gossiped and entry.since_s <= latest_s
         )
 
     def note_gossiped(self, transactions: Iterable[Transaction]) -> None:

@@ -24,7 +24,7 @@ from bflnode.consensus.duties import (
     duties,
 )
 from bflnode.consensus.rejection import Rejection
-from bflnode.consensus.tables import ACCOUNTS
+from bflnode.consensus.tables import ACCOUNTS, current_validators
 from bflnode.consensus.transaction import ROUND_KINDS, Body, Kind, Transaction, sign_transaction
 from bflnode.consensus.types import Signature
 from bflnode.storage.errors import MissingError
@@ -34,6 +34,7 @@ from .controls import Controls, Trained
 from .duty_work import CannotFulfilError, DutyWork, Tools
 from .trainer import TrainerError
 from .transaction_relay import TransactionRelay
+from .worker_protocol import WarmUpJob
 
 _log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Participant:
         self._chain = chain
         self._relay = relay
         self._key = tools.key
+        self._trainer = tools.trainer
         self._work = DutyWork(tools)
         self._controls = controls
         self._running: dict[Duty, trio.CancelScope] = {}
@@ -84,6 +86,8 @@ class Participant:
         async with trio.open_nursery() as nursery:
             if self._controls is not None:
                 nursery.start_soon(self._controls.run)
+            if self.is_client or self._key.account in current_validators(self._chain.tree):
+                nursery.start_soon(self._warm_up)
             while True:
                 changed = self._chain.changed
                 owed = self._owed()
@@ -94,6 +98,17 @@ class Participant:
                         self._running[duty] = trio.CancelScope()
                         nursery.start_soon(self._fulfil, duty, self._running[duty])
                 await changed.wait()
+
+    async def _warm_up(self) -> None:
+        """Have the trainer import torch before anything with a deadline needs it.
+
+        A duty that ends in the middle takes the trainer with it: on a slow machine each round would begin the import
+        anew and none would finish it.
+        """
+        try:
+            await self._trainer.run(WarmUpJob())
+        except TrainerError as error:
+            _log.error("the trainer can't be used: %s", error)
 
     def _owed(self) -> tuple[Duty, ...]:
         return duties(

@@ -41,6 +41,8 @@ from .worker_protocol import (
     RunJob,
     TrainJob,
     TrainResult,
+    WarmUpJob,
+    WarmUpResult,
     WorkerMessage,
 )
 
@@ -171,6 +173,8 @@ class Trainer:
     async def run(self, job: PredictJob, on_progress: OnProgress | None = None) -> PredictResult: ...
     @overload
     async def run(self, job: InitialModelJob, on_progress: OnProgress | None = None) -> InitialModelResult: ...
+    @overload
+    async def run(self, job: WarmUpJob, on_progress: OnProgress | None = None) -> WarmUpResult: ...
 
     async def run(self, job: Job, on_progress: OnProgress | None = None) -> Result:
         """Run a job when its turn comes. Cancelling it kills the process and leaves no half-written file behind.

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, assert_never, cast
 
+from bflnode.fl import runtime
 from bflnode.fl.architectures import Architecture, architecture
 from bflnode.fl.samples import LabelledData, load_shard, read_npz
 from bflnode.fl.weights import InvalidWeights, parse
@@ -35,6 +36,8 @@ from .worker_protocol import (
     Result,
     TrainJob,
     TrainResult,
+    WarmUpJob,
+    WarmUpResult,
 )
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -79,6 +82,10 @@ def run_job(job: Job, report: Report, threads: int) -> Result:
         case InitialModelJob():
             model = architecture(job.architecture_id).initial_weights(job.seed)
             return InitialModelResult(_write(Path(job.output_path), model))
+        case WarmUpJob():
+            runtime.preload()
+            runtime.set_threads(threads)
+            return WarmUpResult()
         case unknown:
             assert_never(unknown)
 
@@ -140,7 +147,10 @@ def _matrix(job: MatrixJob) -> MatrixResult:
     chosen = architecture(job.architecture_id)
     match job.probe:
         case ProbeSamples(samples_path):
-            inputs = _samples(Path(samples_path), chosen).inputs
+            samples = _samples(Path(samples_path), chosen)
+            if len(set(samples.labels.tolist())) != 1:
+                raise ValueError(f"{samples_path}: the samples of a probe must all be of one category")
+            inputs = samples.inputs
         case PublicProbe(probe_set_path, seed, psi):
             probe_set = _samples(Path(probe_set_path), chosen)
             inputs = probe_set.take(choose_probe(seed, probe_set.labels, psi).indices).inputs

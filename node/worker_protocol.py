@@ -176,9 +176,26 @@ class InitialModelResult:
     size_bytes: int
 
 
-Job = TrainJob | AggregateJob | MatrixJob | OwnProbeJob | EvaluateJob | PredictJob | InitialModelJob
+@dataclass(frozen=True, slots=True)
+class WarmUpJob:
+    """Import torch now: the first job with a deadline would lose the race against the seconds that takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUpResult:
+    """Everything is imported."""
+
+
+Job = TrainJob | AggregateJob | MatrixJob | OwnProbeJob | EvaluateJob | PredictJob | InitialModelJob | WarmUpJob
 Result = (
-    TrainResult | AggregateResult | MatrixResult | OwnProbeResult | EvaluateResult | PredictResult | InitialModelResult
+    TrainResult
+    | AggregateResult
+    | MatrixResult
+    | OwnProbeResult
+    | EvaluateResult
+    | PredictResult
+    | InitialModelResult
+    | WarmUpResult
 )
 
 
@@ -241,5 +258,5 @@ WorkerMessage = Hello | RunJob | Progress | JobDone | JobRefused
 WORKER_MESSAGES: ProcessMessages[WorkerMessage] = ProcessMessages(
     *(TrainJob, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, OwnProbeJob, EvaluateJob, PredictJob),
     *(InitialModelJob, TrainResult, AggregateResult, MatrixResult, OwnProbeResult, EvaluateResult, PredictResult),
-    *(InitialModelResult, Hello, RunJob, Progress, JobDone, JobRefused),
+    *(InitialModelResult, WarmUpJob, WarmUpResult, Hello, RunJob, Progress, JobDone, JobRefused),
 )

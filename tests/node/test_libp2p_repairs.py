@@ -30,7 +30,7 @@ from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.yamux.yamux import YAMUX_HEADER_FORMAT, Yamux
+from libp2p.stream_muxer.yamux.yamux import TYPE_WINDOW_UPDATE, YAMUX_HEADER_FORMAT, Yamux
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
@@ -376,6 +376,45 @@ async def _unread_bytes(server: IHost) -> int:
                 assert isinstance(victim, Yamux)
                 await trio.sleep(0.02)
         return sum(len(buffer) for buffer in victim.stream_buffers.values()) if victim else 0
+
+
+class TestWindowUpdates:
+    """[30]: what a hundred small messages cost the receiver in frames that give the window back."""
+
+    async def test_library_sends_one_for_each_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert await _updates_of_a_hundred_messages(library_host(), monkeypatch) >= 100
+
+    async def test_repaired_sends_one_only_for_a_quarter_of_a_window(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The library grows the window by itself a few times: those are worth a frame."""
+        assert await _updates_of_a_hundred_messages(repaired_host(), monkeypatch) < 10
+
+    async def test_a_stream_carries_many_times_its_window(self) -> None:
+        async with connected(repaired_host(), repaired_host()) as hosts:
+            stream = await hosts.stream()
+            message = bytes(50_000)
+            with trio.fail_after(20):
+                for _ in range(60):
+                    await write_fully(stream, message)
+                    assert await read_exactly(stream, len(message)) == message
+
+
+async def _updates_of_a_hundred_messages(server: IHost, monkeypatch: pytest.MonkeyPatch) -> int:
+    updates = 0
+    async with connected(repaired_host(), server) as hosts:
+        stream = await hosts.stream()
+        secured = server.get_network().connections[hosts.client.get_id()][0].muxed_conn.secured_conn
+        write = secured.write
+
+        async def count(data: bytes) -> None:
+            nonlocal updates
+            updates += data[1] == TYPE_WINDOW_UPDATE
+            await write(data)
+
+        monkeypatch.setattr(secured, "write", count)
+        for _ in range(100):
+            await stream.write(b"a vote")
+            assert await stream.read(6) == b"a vote"
+    return updates
 
 
 class TestFrozenPeer:

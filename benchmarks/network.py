@@ -1,7 +1,7 @@
 """What a network costs: start-up, seconds a learning round and where they go, latency, bytes, memory.
 
-Run with `python benchmarks/network.py --nodes 8 --dataset digits`. Real processes on this machine, one testnet after the
-other. Phases are read from the chain: the header times of the blocks in which they change. COMMIT holds the training,
+Run with `python benchmarks/network.py --nodes 8 --dataset digits`. Real processes on this machine, one testnet after
+the other. Phases are read from the chain: the header times of the blocks in which they change. COMMIT holds the training,
 AVAILABLE the transfer of models, AGGREGATE and ATTEST comparing, clustering and averaging, each with the agreement on
 its blocks.
 """
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bflnode.consensus.ledger import ACCOUNTS, execute, genesis_state
-from bflnode.consensus.task import SettledRound
+from bflnode.consensus.ledger import execute, genesis_state
 from bflnode.consensus.tables import SETTLED
+from bflnode.consensus.task import SettledRound
 from bflnode.consensus.transaction import Transfer, sign_transaction
 from bflnode.consensus.types import TOKEN
 from bflnode.consensus.workspace import BlockContext, EventKind
@@ -91,7 +92,7 @@ def run_testnet(options: TestnetOptions, directory: Path, *, transfers: int) -> 
     return Measured(
         nodes=options.validators,
         dataset=options.dataset,
-        architecture=json.loads(json.dumps(_architecture(testnet))),
+        architecture=testnet.homes[0].load_genesis().tasks[0].specification.architecture,
         rounds=len(rounds),
         startup_s=(rounds[0].opened_header_ms - started_ms) / 1000,
         round_s=median_round,
@@ -103,10 +104,6 @@ def run_testnet(options: TestnetOptions, directory: Path, *, transfers: int) -> 
         sent_bytes=statistics.mean(sent) / len(rounds),
         memory_mib=statistics.mean(memory),
     )
-
-
-def _architecture(testnet: Testnet) -> str:
-    return testnet.homes[0].load_genesis().tasks[0].specification.architecture
 
 
 def _status(home: Home) -> dict[str, Any]:
@@ -186,13 +183,12 @@ def _read_rounds(home: Home) -> tuple[list[SettledRound], list[dict[str, float]]
                 elif event.kind is EventKind.ROUND_SETTLED:
                     phases.append(_durations([*changes, ("", header.time_ms)]))
         settled = [record for _, record in SETTLED.scan(tree)]
-        assert ACCOUNTS.get(tree, home.load_account_key().account) is not None, "the node's account is open"
     return settled, phases, [record.height - record.opened_height for record in settled]
 
 
 def _durations(changes: list[tuple[str, int]]) -> dict[str, float]:
     durations = dict.fromkeys(PHASES, 0.0)
-    for (name, start), (_, end) in zip(changes, changes[1:], strict=False):
+    for (name, start), (_, end) in pairwise(changes):
         durations[name] += (end - start) / 1000
     return durations
 

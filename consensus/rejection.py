@@ -47,7 +47,7 @@ class Reason(StrEnum):
     LIMIT = "limit"
 
 
-class Rejection(Exception):  # noqa: N818 - the word of protocol and logs; an error is the fault of disk or network
+class Rejection(Exception):
     """Something handed to us breaks a rule.
 
     Attributes:

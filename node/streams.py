@@ -66,7 +66,7 @@ class TransportError(Exception):
     """The network failed us: no connection, no answer in time, a stream that broke. The text names the cause."""
 
 
-class RemoteRefusal(TransportError):  # noqa: N818 - a refusal is an answer, not an error of anybody
+class RemoteRefusal(TransportError):
     """The peer understood a request and refused it.
 
     Attributes:

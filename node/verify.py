@@ -167,7 +167,7 @@ def verify_chain(
     )
 
 
-class _Found(Exception):  # noqa: N818 - it ends the walk and never leaves this module
+class _Found(Exception):
     """A fault of the chain."""
 
     def __init__(self, fault: ChainFault) -> None:

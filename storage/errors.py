@@ -35,7 +35,7 @@ class CorruptBlobError(MissingError):
     """Its bytes changed on disk; it was moved aside, so from now on it is missing."""
 
 
-class CorruptStore(StorageError):  # noqa: N818 - a state of the store, as the design names it
+class CorruptStore(StorageError):
     """What is stored contradicts itself or its checksums: nothing read from it can be trusted."""
 
 

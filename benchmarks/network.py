@@ -1,9 +1,9 @@
 """What a network costs: start-up, seconds a learning round and where they go, latency, bytes, memory.
 
 Run with `python benchmarks/network.py --nodes 8 --dataset digits`. Real processes on this machine, one testnet after
-the other. Phases are read from the chain: the header times of the blocks in which they change. COMMIT holds the training,
-AVAILABLE the transfer of models, AGGREGATE and ATTEST comparing, clustering and averaging, each with the agreement on
-its blocks.
+the other. Phases are read from the chain: the header times of the blocks in which they change. COMMIT holds the
+training, AVAILABLE the transfer of models, AGGREGATE and ATTEST comparing, clustering and averaging, each with the
+agreement on its blocks.
 """
 
 import json

@@ -139,8 +139,8 @@ def open_next(work: Workspace) -> bool:
 def _has_enough(task: Task) -> bool:
     """Whether a waiting task has the participants it wants.
 
-    Before its first learning round that is all that it expects; from the extension of its registration on, and later, the
-    fewest it insists on.
+    Before its first learning round that is all that it expects; from the extension of its registration on, and later,
+    the fewest it insists on.
     """
     specification = task.specification
     is_first = (task.round, task.attempt) == (1, 0)

@@ -268,8 +268,8 @@ def test_select_stops_at_the_limits_of_a_block() -> None:
     large = Harness(classes=1000)
     large_ones = []
     for actor in range(4):
-        for nonce in range(64):
-            histogram = (2**40,) * 1000
+        for nonce in range(128):
+            histogram = (2**30,) * 1000
             body = TaskRegister(large.task_id, sum(histogram), histogram, ZERO)
             kind = body if nonce % 2 == 0 else large.leave(actor).body
             large_ones.append(large.sign(actor, kind, nonce=nonce))

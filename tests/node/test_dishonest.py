@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bflnode.consensus.clustering import cluster, matrix_from_triangle
 from bflnode.consensus.duties import Aggregate, Train
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.task import Exclusion
@@ -58,7 +59,8 @@ class CopyingClient(Cheat):
         if duty.slot.number == 1:
             return await super().train(duty)
         first = settled_rounds(self.node)[0]
-        other = next(client for client in first.clients if client.account != self.node.key.account)
+        others = (client for client in first.clients if client.account != self.node.key.account)
+        other = next(client for client in others if client.exclusion is Exclusion.NONE)
         assert other.revealed is not None
         return self.commit_to(duty, other.revealed.model)
 
@@ -104,13 +106,20 @@ class WrongMean(FirstAggregator):
 
 
 class WrongMatrix(FirstAggregator):
-    """Moves one similarity by twice the tolerance."""
+    """Moves one similarity by twice the tolerance, where that leaves the clusters, and so the outputs, as they are."""
 
     def forge(self, duty: Aggregate, honest: AggregateBody) -> AggregateBody:
-        value = int.from_bytes(honest.triangle[:2], "big", signed=True)
         step = 2 * duty.specification.tolerance
-        forged = value - step if value > 0 else value + step
-        return replace(honest, triangle=forged.to_bytes(2, "big", signed=True) + honest.triangle[2:])
+        for position in range(0, len(honest.triangle), 2):
+            value = int.from_bytes(honest.triangle[position : position + 2], "big", signed=True)
+            forged = (value - step if value > 0 else value + step).to_bytes(2, "big", signed=True)
+            triangle = honest.triangle[:position] + forged + honest.triangle[position + 2 :]
+            if self.labels(duty, triangle) == self.labels(duty, honest.triangle):
+                return replace(honest, triangle=triangle)
+        raise AssertionError("every similarity decides about a cluster")
+
+    def labels(self, duty: Aggregate, triangle: bytes) -> tuple[int, ...]:
+        return cluster(matrix_from_triangle(triangle, len(duty.models)), duty.specification.clusters)
 
 
 async def test_clients_that_send_no_model_of_their_own_are_not_aggregated_and_not_paid(tmp_path: Path) -> None:

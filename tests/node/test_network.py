@@ -500,8 +500,10 @@ trio.run(main)
 
 
 def _start_child(port: int) -> "subprocess.Popen[str]":
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.Popen([sys.executable, "-c", CHILD, str(port)], stdout=subprocess.PIPE, text=True, cwd=root)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(port)], stdout=subprocess.PIPE, text=True, env=environment
+    )
 
 
 async def _child_id(child: "subprocess.Popen[str]") -> str:

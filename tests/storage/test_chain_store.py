@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -366,6 +367,8 @@ def test_full_disk_loses_no_acknowledged_block(small_disk: Path) -> None:
         assert reopened.tip().height == acknowledged.height + 2
 
 
+CHILD_ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
 APPENDER = """
 import sys
 from pathlib import Path
@@ -387,7 +390,7 @@ def test_kill_in_the_middle_of_appending_loses_nothing_acknowledged(tmp_path: Pa
     command = [sys.executable, "-c", APPENDER, str(path)]
     height = 0
     for kill_after in (1, 7, 40):
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as appender:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=CHILD_ENVIRONMENT) as appender:
             assert appender.stdout is not None
             acknowledged = [appender.stdout.readline() for _ in range(kill_after)]
             appender.send_signal(signal.SIGKILL)

@@ -328,6 +328,8 @@ class _RoundAudit:
         paths, missing = self._find(needed)
         if not missing:
             self._check_outputs(paths)
+        # Not needed for the aggregation: one that is gone is no gap, one that has changed is a fault.
+        self._find(list(self.aggregation.outputs))
         probe = self._probe()
         probe_paths, missing_probes = self._find([probe])
         if not missing and not missing_probes:

@@ -300,6 +300,19 @@ def test_flipped_byte_in_a_stored_model_is_named(home: Path) -> None:
     assert verification.reexecution[0].reexecuted == 1
 
 
+def test_flipped_byte_in_a_stored_output_is_named_and_a_pruned_one_is_no_fault(home: Path) -> None:
+    settled = settled_rounds(home)[1]
+    assert settled.aggregation is not None
+    output = settled.aggregation.outputs[0]
+    path = blob_file(home, output)
+    path.write_bytes(flip(1000)(path.read_bytes()))
+    fault = verify(home, reexecute=True).fault
+    assert fault is not None
+    assert (fault.height, fault.check, fault.subject) == (SETTLED_AT[1], Check.MODEL, output.hex())
+    verification = verify(home, reexecute=True)  # it was moved aside
+    assert (verification.fault, verification.reexecution[0].reexecuted) == (None, 3)
+
+
 def test_pruned_models_are_no_fault_but_say_from_which_round_on_it_works(home: Path) -> None:
     rounds = settled_rounds(home)
     pruned = models_of(rounds[1])[:2]

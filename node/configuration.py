@@ -100,7 +100,8 @@ def load_configuration(home: Home, flags: dict[str, Any] | None = None) -> Confi
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise HomeError(f"setting {where or 'value'}: {first['msg']} (flags, BFLNODE_* or {file})") from error
+        what = "there is no such setting, correct or remove it" if first["type"] == "extra_forbidden" else first["msg"]
+        raise HomeError(f"setting {where or 'value'}: {what} (flags, BFLNODE_* or {file})") from error
     except ValueError as error:
         raise HomeError(f"{file} is not valid TOML: {error}") from error
     except OSError as error:

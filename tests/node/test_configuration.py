@@ -42,7 +42,7 @@ def test_a_relative_home_of_the_user_is_expanded_in_the_shards_path(home: Home) 
     ("text", "named"),
     [
         ("[p2p]\nport = 70000\n", "p2p.port"),
-        ("[p2p]\nprot = 1\n", "p2p.prot"),
+        ("[p2p]\nprot = 1\n", "p2p.prot: there is no such setting"),
         ('[training]\ndevice = "tpu"\n', "training.device"),
         ('log_level = "loud"\n', "log_level"),
         ("p2p = 3\n", "p2p"),

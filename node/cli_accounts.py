@@ -206,7 +206,12 @@ def _render_task(answer: dict[str, Any]) -> None:
             ("requester", answer["requester"]),
             ("escrow", f"{answer['escrow']} micro-tokens"),
             *((name.replace("_", " "), value) for name, value in specification.items()),
-            *((f"deadline {name.removesuffix('_ms')}", f"{value} ms") for name, value in deadlines.items()),
+            *(
+                (f"deadline {name.removesuffix('_ms')}", f"{value} ms")
+                if name.endswith("_ms")
+                else (f"deadline {name}", value)
+                for name, value in deadlines.items()
+            ),
         ]
     )
     table(

@@ -15,6 +15,7 @@ from .cli_options import (
     NOT_READY,
     UNREACHABLE,
     CommandError,
+    FiniteRange,
     examples,
     home_option,
     reading,
@@ -174,9 +175,7 @@ def _found(home: "Home") -> "RunningNode | None":
 
 @click.command(epilog=examples("bflnode stop", "bflnode stop --home node0 --timeout 60"))
 @home_option
-@click.option(
-    "--timeout", default=30.0, show_default=True, type=click.FloatRange(min=0), help="Seconds to wait for it."
-)
+@click.option("--timeout", default=30.0, show_default=True, type=FiniteRange(min=0), help="Seconds to wait for it.")
 def stop(home: "Home", timeout: float) -> None:
     """End the running node cleanly and wait until it has ended."""
     from .reader import find_running

@@ -4,6 +4,7 @@ Light to import, like all `cli` modules: a verb loads what it needs when it runs
 """
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -41,6 +42,17 @@ class CommandError(click.ClickException):
 def examples(*lines: str) -> str:
     """The examples at the end of a verb's help."""
     return "\n".join(["Examples:", "", "\b", *(f"  {line}" for line in lines)])
+
+
+class FiniteRange(click.FloatRange):
+    """A range without nan, which compares as inside any, and without the infinities."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the number and check it."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 def _as_home(_context: click.Context, _parameter: click.Parameter, value: Path) -> "Home":

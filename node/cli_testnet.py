@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from .cli_options import VERIFICATION_FAILED, CommandError, examples, json_option
+from .cli_options import VERIFICATION_FAILED, CommandError, FiniteRange, examples, json_option
 from .cli_output import emit, percent, table
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ _OPTIONS = (
     click.option("--data", "dataset_path", type=click.Path(exists=True, path_type=Path), help="Where the data is."),
     click.option(
         "--alpha",
-        type=click.FloatRange(min=0),
+        type=FiniteRange(min=0),
         default=0.5,
         show_default=True,
         help="How unevenly labels are spread (Dirichlet): smaller is more uneven, 0 spreads them evenly.",
@@ -78,7 +78,7 @@ _OPTIONS = (
     click.option("--batch-size", type=click.IntRange(1, 65_536), default=64, show_default=True, help="Of training."),
     click.option(
         "--learning-rate",
-        type=click.FloatRange(min=1 / MICRO, max=1000),
+        type=FiniteRange(min=1 / MICRO, max=1000),
         default=0.001,
         show_default=True,
         help="Of training.",

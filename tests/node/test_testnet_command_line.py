@@ -48,6 +48,8 @@ def test_init_refuses_a_folder_in_use(net: Path, capsys: pytest.CaptureFixture[s
     ("options", "code", "message"),
     [
         (("--alpha", "-1"), 2, "Invalid value for '--alpha'"),
+        (("--alpha", "nan"), 2, "Invalid value for '--alpha': nan is not a finite number"),
+        (("--learning-rate", "nan"), 2, "Invalid value for '--learning-rate'"),
         (("--learning-rate", "0"), 2, "Invalid value for '--learning-rate'"),
         (("--dataset", "npz"), 1, "data of kind npz needs a path"),
         (("--dataset", "npz", "--data", "/nowhere"), 2, "Path '/nowhere' does not exist"),

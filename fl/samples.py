@@ -214,6 +214,8 @@ def read_npz(path: Path, keys: Iterable[str]) -> dict[str, NDArray[Any]]:
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist: check the path") from error
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        # What numpy can't name, it takes for a pickle, and says how to load that: nobody should.
+        why = "it holds no arrays, or Python objects" if "pickle" in str(error) else error
         raise DatasetError(
-            f"{path} can't be read as .npz ({error}): save plain number arrays with numpy.savez, no Python objects"
+            f"{path} can't be read as .npz ({why}): save plain number arrays with numpy.savez, no Python objects"
         ) from error

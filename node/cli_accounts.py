@@ -13,6 +13,7 @@ from .cli_options import (
     examples,
     home_option,
     json_option,
+    local_options,
     reading,
     reading_options,
 )
@@ -35,7 +36,7 @@ POLL_S = 0.2
     invoke_without_command=True,
     epilog=examples("bflnode keys", "bflnode keys admit --admission-key admission.key --out admission.json 3fa9…"),
 )
-@reading_options
+@local_options
 @click.pass_context
 def keys(context: click.Context, home: "Home", as_json: bool) -> None:
     """Show this node's account and peer id; admit accounts, take an admission."""
@@ -59,7 +60,7 @@ def _identity(home: "Home") -> dict[str, Any]:
 
 
 @keys.command("show", epilog=examples("bflnode keys show --json"))
-@reading_options
+@local_options
 def keys_show(home: "Home", as_json: bool) -> None:
     """Show the account and the peer id; secret keys are never shown."""
     emit(_identity(home), as_json, lambda answer: facts((name.replace("_", " "), answer[name]) for name in answer))
@@ -293,7 +294,12 @@ def _send(reader: "Reader", home: "Home", recipient: str, micro_tokens: int) -> 
     from bflnode.consensus.transaction import Transfer, sign_transaction
     from bflnode.consensus.types import ChainId
 
+    from .amounts import tokens_text
+
     own, to = reader.call("account"), reader.call("account", reference=recipient)
+    if own["balance"] < micro_tokens:
+        free, wanted = tokens_text(own["balance"]), tokens_text(micro_tokens)
+        raise CommandError(f"insufficient-funds: {free} are free, {wanted} were to be sent: send less")
     chain = reader.call("status")
     transaction = sign_transaction(
         home.load_account_key(),

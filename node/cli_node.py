@@ -20,6 +20,7 @@ from .cli_options import (
     home_option,
     reading,
     reading_options,
+    rpc_url,
 )
 from .cli_output import duration, emit, facts, moment, percent, printable, short, table
 
@@ -272,10 +273,13 @@ def health(home: "Home", as_json: bool) -> None:
     from .reader import find_running
     from .rpc_client import RpcClient
 
-    running = find_running(home.require(), patience_s=0)
-    if running is None:
-        raise CommandError(f"no node runs on {home.root}: start it with `bflnode start`", UNREACHABLE)
-    with RpcClient(running.rpc) as client:
+    url = rpc_url()
+    if url is None:
+        running = find_running(home.require(), patience_s=0)
+        if running is None:
+            raise CommandError(f"no node runs on {home.root}: start it with `bflnode start`", UNREACHABLE)
+        url = running.rpc
+    with RpcClient(url) as client:
         answer = client.call("health")
     emit(answer, as_json, lambda found: click.echo("ready" if found["ready"] else "; ".join(found["reasons"])))
     if not answer["ready"]:

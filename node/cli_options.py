@@ -28,6 +28,9 @@ DEFAULT_HOME = "~/.bflnode"
 DEBUG_VARIABLE = "BFLNODE_DEBUG"
 """Set to anything, an unexpected error shows its traceback."""
 
+RPC_URL = "bflnode.rpc"
+"""Where click's context keeps `--rpc`."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -87,14 +90,45 @@ def task_option(function: Function) -> Function:
     )(function)
 
 
-def reading_options(function: Function) -> Function:
-    """What every verb that reads has."""
+def local_options(function: Function) -> Function:
+    """What a verb has that reads the home's own files only."""
     return json_option(home_option(function))
+
+
+def reading_options(function: Function) -> Function:
+    """What every verb that reads a node has; `--rpc` is not handed to the verb, `reading` finds it."""
+    return click.option(
+        "--rpc",
+        metavar="URL",
+        expose_value=False,
+        callback=_note_rpc,
+        help="Ask the node that answers there instead of the one of --home.",
+    )(local_options(function))
+
+
+def _note_rpc(context: click.Context, _parameter: click.Parameter, value: str | None) -> None:
+    if value is not None and not value.startswith(("http://", "https://")):
+        raise click.BadParameter(f"{value!r} is no URL: give one like http://127.0.0.1:26657")
+    context.meta[RPC_URL] = value
+
+
+def rpc_url() -> str | None:
+    """What `--rpc` said."""
+    url: str | None = click.get_current_context().meta.get(RPC_URL)
+    return url
 
 
 @contextmanager
 def reading(home: "Home") -> Iterator["Reader"]:
-    """A reader of the node, running or stopped."""
+    """A reader of the node: of the one at `--rpc`, else of the home's, running or stopped."""
+    url = rpc_url()
+    if url is not None:
+        from .reader import LiveReader
+        from .rpc_client import RpcClient
+
+        with RpcClient(url) as client:
+            yield LiveReader(client)
+        return
     from .reader import open_reader
 
     with open_reader(home) as reader:

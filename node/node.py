@@ -235,7 +235,9 @@ class Node:
         if protocol == TRANSACTIONS:
             self.relay.receive(data)
         elif protocol == VOTES:
-            self.agreement.deliver(MessageReceived(Vote.from_bytes(data, max_bytes=MAX_VOTE_BYTES), sender))
+            vote = Vote.from_bytes(data, max_bytes=MAX_VOTE_BYTES)
+            self.peers.note_height(sender, vote.height - 1)  # whoever has a vote of a height is there itself
+            self.agreement.deliver(MessageReceived(vote, sender))
         elif protocol == PROPOSALS:
             proposal = ProposalMessage.from_bytes(data, max_bytes=MAX_PUSH_BYTES)
             self.agreement.deliver(MessageReceived(proposal, sender))

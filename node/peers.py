@@ -136,9 +136,9 @@ class Peers:
             )
             self._welcome(peer, response)
         except RemoteRefusal as refusal:
-            _log.warning("peer %s refused us: %s", peer, refusal)
+            _log.warning("peer %s refused us: %s%s", peer, refusal, _advice(refusal.reason))
         except Rejection as rejection:
-            _log.warning("refused peer %s: %s", peer, rejection)
+            _log.warning("refused peer %s: %s%s", peer, rejection, _advice(str(rejection)))
         except TransportError as error:
             _log.info("no hello from %s: %s", peer, error)
         else:
@@ -230,3 +230,14 @@ def _peer_of(address: str) -> PeerId | None:
         return parse_address(address)[1]
     except TransportError:
         return None
+
+
+def _advice(reason: str) -> str:
+    """What an operator can do about a refused hello."""
+    if reason.startswith(Reason.WRONG_CHAIN):
+        return (
+            "; the two nodes have different genesis files: compare config/genesis.json with the operator of the other"
+        )
+    if reason.startswith(Reason.DUPLICATE):
+        return "; stop one of the two nodes: they would sign against each other"
+    return ""

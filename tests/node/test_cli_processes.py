@@ -59,6 +59,11 @@ def test_node_in_the_background_is_asked_pays_and_stops(background: tuple[Home, 
     assert bflnode(home, "health").returncode == 0
     status = read(home, "status")
     assert (status["running"], status["pid"]) == (True, json.loads(home.address_file.read_text())["pid"])
+    nowhere = Home(home.root / "nowhere")
+    assert read(nowhere, "status", "--rpc", status["rpc"])["pid"] == status["pid"], "--rpc needs no home"
+    assert bflnode(nowhere, "health", "--rpc", status["rpc"]).returncode == 0
+    assert bflnode(nowhere, "status", "--rpc", "http://127.0.0.1:1").returncode == 3
+    assert bflnode(nowhere, "status", "--rpc", "127.0.0.1").returncode == 2
 
     again = bflnode(home, "start")
     assert (again.returncode, "already runs" in again.stderr) == (1, True)
@@ -68,7 +73,7 @@ def test_node_in_the_background_is_asked_pays_and_stops(background: tuple[Home, 
     assert read(home, "tx", sent["id"])["height"] == sent["height"]
     poor = bflnode(home, "transfer", "--to", account_text(harness.account(1)), "--amount", "1000")
     assert (poor.returncode, poor.stderr.count("\n")) == (1, 1)
-    assert "insufficient-funds" in poor.stderr
+    assert "insufficient-funds: 2.750000 tokens" in poor.stderr
     assert read(home, "chain", "verify", "--reexecute")["is_valid"] is True
     peers = bflnode(home, "peers")
     assert (peers.returncode, "no peers" in peers.stdout) == (0, True)

@@ -35,7 +35,9 @@ check: $(VENV)/.installed-dev view  ## lint, formatting, types, architecture, th
 	$(BIN)/python -m pytest -q
 
 bench: $(VENV)/.installed-dev  ## run the benchmarks (minutes)
-	for benchmark in benchmarks/*.py; do echo "== $$benchmark"; $(BIN)/python "$$benchmark"; done
+	$(BIN)/python benchmarks/clustering.py
+	$(BIN)/python benchmarks/network.py
+	$(BIN)/python benchmarks/network.py --architecture cnn/1x8x8/10
 
 simulate: $(VENV)/.installed-dev  ## run the consensus simulator over many seeded schedules
 	PYTHONPATH=. $(BIN)/python -m tests.simulation --seeds 1000

@@ -168,6 +168,22 @@ class ChainStore:
     ) -> None:
         self.close()
 
+    def check(self) -> None:
+        """Read everything once, checksums included: a node should know of damage before the chain goes on.
+
+        LevelDB opens its files when it needs them, so a damaged old one stays unnoticed by `open`.
+
+        Raises:
+            CorruptStore: a checksum doesn't hold, a file is damaged, or blocks are missing below the tip.
+        """
+        with (
+            _leveldb(self.path, "checking the chain store"),
+            self._database.iterator(verify_checksums=True, include_value=False) as keys,
+        ):
+            blocks = sum(key.startswith(BLOCK) for key in keys)
+        if blocks != self._tip.height:
+            raise self._corrupt(f"there are {blocks} blocks below the tip {self._tip.height}")
+
     def append(self, block: Block, commit: Commit, changes: Changes) -> None:
         """Make a block the tip, durably on return: all of it or, after an error, nothing.
 

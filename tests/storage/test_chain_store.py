@@ -288,6 +288,28 @@ def test_bit_flip_in_a_table_file_is_found(store: ChainStore) -> None:
         read_everything(store.path)
 
 
+def test_check_finds_a_bit_flip_in_any_table(store: ChainStore) -> None:
+    extend(store, list(range(100)))
+    store.check()
+    store.close()
+    file = table_file(store.path)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(CorruptStore, match="move this folder aside"), ChainStore.open(store.path) as reopened:
+        reopened.check()
+
+
+def test_check_finds_a_missing_block(store: ChainStore) -> None:
+    extend(store, [10, 20])
+    store.close()
+    database = plyvel.DB(str(store.path))
+    database.delete(b"b" + (1).to_bytes(8))
+    database.close()
+    with ChainStore.open(store.path) as reopened, pytest.raises(CorruptStore, match="1 blocks below the tip 2"):
+        reopened.check()
+
+
 def read_everything(path: Path) -> None:
     with ChainStore.open(path) as store:
         for block in store.blocks(1, store.tip().height + 1):

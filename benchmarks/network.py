@@ -7,12 +7,14 @@ agreement on its blocks.
 """
 
 import json
+import re
 import shutil
 import statistics
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,9 @@ from bflnode.node.testnet_homes import Testnet, TestnetOptions, make_testnet
 from bflnode.storage.chain_store import ChainStore
 
 PHASES = ("COMMIT", "REVEAL", "AVAILABLE", "AGGREGATE", "ATTEST")
+BLOCK_LINE = re.compile(r"(?P<time>\S+ \S+) INFO .*: block (?P<height>\d+) ")
+"""How a node logs a final block."""
+
 RUN_DEADLINE_S = 3600.0
 POLL_S = 0.005
 
@@ -48,6 +53,8 @@ class Measured:
         round_s: from OPEN to SETTLE, header time.
         training_s: the slowest client's training, which a round can't do without.
         protocol_s: the rest.
+        agreement_s: from the headers' times until the blocks of the round were final at one node, added up: part of the
+            protocol, spread over the phases.
         phases_s: the round by phase.
         blocks: blocks in a round.
         latency_s: from submitting a transfer over RPC until it is in a final block, idle network; median, largest.
@@ -63,6 +70,7 @@ class Measured:
     round_s: float
     training_s: float
     protocol_s: float
+    agreement_s: float
     phases_s: dict[str, float]
     blocks: float
     latency_s: tuple[float, float]
@@ -98,6 +106,7 @@ def run_testnet(options: TestnetOptions, directory: Path, *, transfers: int) -> 
         round_s=median_round,
         training_s=median_training,
         protocol_s=median_round - median_training,
+        agreement_s=statistics.median(_agreement_s(testnet.homes[0], rounds)[later]),
         phases_s={name: statistics.median(phase[name] for phase in phases[later]) for name in PHASES},
         blocks=statistics.median(blocks[later]),
         latency_s=latency,
@@ -186,6 +195,24 @@ def _read_rounds(home: Home) -> tuple[list[SettledRound], list[dict[str, float]]
     return settled, phases, [record.height - record.opened_height for record in settled]
 
 
+def _agreement_s(home: Home, rounds: list[SettledRound]) -> list[float]:
+    """Seconds of each round between a block's header time and the moment at which the node's log calls it final."""
+    final_ms = {}
+    for line in home.log_file.read_text(encoding="utf-8").splitlines():
+        found = BLOCK_LINE.match(line)
+        if found:
+            final_ms[int(found["height"])] = datetime.strptime(found["time"], "%Y-%m-%d %H:%M:%S,%f").timestamp() * 1000
+    with ChainStore.open(home.chain) as store:
+        return [
+            sum(
+                final_ms[height] - store.header(height).time_ms
+                for height in range(settled.opened_height + 1, settled.height + 1)
+            )
+            / 1000
+            for settled in rounds
+        ]
+
+
 def _durations(changes: list[tuple[str, int]]) -> dict[str, float]:
     durations = dict.fromkeys(PHASES, 0.0)
     for (name, start), (_, end) in pairwise(changes):
@@ -196,7 +223,18 @@ def _durations(changes: list[tuple[str, int]]) -> dict[str, float]:
 def show(results: list[Measured]) -> None:
     """Print a table."""
     table = Table(title="Networks of real processes on this machine (seconds unless said otherwise)")
-    for column in ("nodes", "data", "model", "start-up", "round", "training", "protocol", *PHASES, "blocks"):
+    for column in (
+        "nodes",
+        "data",
+        "model",
+        "start-up",
+        "round",
+        "training",
+        "protocol",
+        "agreement",
+        *PHASES,
+        "blocks",
+    ):
         table.add_column(column, justify="right")
     for column in ("latency (max)", "MB sent / node / round", "MiB / node"):
         table.add_column(column, justify="right")
@@ -205,7 +243,8 @@ def show(results: list[Measured]) -> None:
             str(result.nodes),
             result.dataset,
             result.architecture,
-            *(f"{value:.2f}" for value in (result.startup_s, result.round_s, result.training_s, result.protocol_s)),
+            *(f"{value:.2f}" for value in (result.startup_s, result.round_s, result.training_s)),
+            *(f"{value:.2f}" for value in (result.protocol_s, result.agreement_s)),
             *(f"{result.phases_s[name]:.2f}" for name in PHASES),
             f"{result.blocks:.0f}",
             f"{result.latency_s[0]:.2f} ({result.latency_s[1]:.2f})",

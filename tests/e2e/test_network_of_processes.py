@@ -46,7 +46,12 @@ def test_a_run_trains_clusters_aggregates_and_pays_and_every_check_holds(tmp_pat
 def test_an_interrupted_run_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
-        command("testnet", "run", "-v", "4", "--rounds", "1000"), stderr=subprocess.PIPE, text=True, env=environment
+        command("testnet", "run", "-v", "4", "--rounds", "1000"),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # Tests that run in the background of a shell inherit an ignored SIGINT, which Python leaves as it is.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             assert process.stderr is not None

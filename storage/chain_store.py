@@ -2,6 +2,7 @@
 
     m schema | chain | genesis                   what this database is
     m tip                            -> height
+    m base                           -> height of the snapshot that the chain starts from; none: genesis
     b HEIGHT                         -> canonical block            h HEIGHT -> its canonical header
     c HEIGHT                         -> canonical commit for that block
     i BLOCK_ID                       -> HEIGHT
@@ -11,19 +12,20 @@
 
 Heights are 8 bytes, big-endian, so that keys sort by height. A block is applied by one synced `WriteBatch` that holds
 all of it, the tip included: after a crash it is there or it isn't. Whether a block is valid is `ledger`'s question;
-models are in `blob_store`, what this node has signed is in the signer's log. LevelDB's repair is never called: it makes
+models are in `blob_store`, what this node has signed is in the signer's log. A chain that starts from a snapshot has
+the header and commit of its base, and blocks above it only. LevelDB's repair is never called: it makes
 something that opens out of whatever is left, and a chain with holes is worse than one that has to be fetched again.
 """
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import plyvel
 
@@ -38,18 +40,22 @@ from bflnode.consensus.transaction import Transaction
 from bflnode.consensus.types import AccountId, Amount, BlockId, Hash, Milliseconds, TransactionId
 
 from .errors import CorruptStore, InUseError, MissingError, StorageError, from_os_error
+from .failpoints import Operation, after, before
 
 SCHEMA = b"1"
 """Version of the layout above; another one is refused, since its records would be misread."""
 
 HEADER, BLOCK, COMMIT, BY_ID, BY_TRANSACTION, STATE, BALANCE = b"h", b"b", b"c", b"i", b"t", b"s", b"a"
-META_SCHEMA, META_CHAIN, META_GENESIS, META_TIP = b"m schema", b"m chain", b"m genesis", b"m tip"
+META_SCHEMA, META_CHAIN, META_GENESIS, META_TIP, META_BASE = b"m schema", b"m chain", b"m genesis", b"m tip", b"m base"
 
 MAX_COMMIT_BYTES = 64 * 1024
 """A commit of 256 signatures is 18 KiB."""
 
 HISTORY_LIMIT = 1000
 """Most balance changes returned at once: a year of learning rounds every nine hours."""
+
+STATE_BATCH_BYTES = 4 * 1024 * 1024
+"""Entries of a snapshot written at once: large enough to be quick, small enough not to hold the state twice."""
 
 BLOOM_BITS = 10
 """Bits a key in LevelDB's filters: a look-up of an unknown transaction then reads the disk once in a hundred times."""
@@ -89,12 +95,54 @@ class BalanceChange:
     balance: Amount
 
 
+class FrozenState:
+    """The state after one block as it was when it was frozen, whatever is appended since. Any thread may read it.
+
+    Attributes:
+        header: of that block.
+        commit: that makes it final.
+    """
+
+    def __init__(self, path: Path, snapshot: Any, header: Header, commit: Commit) -> None:
+        """Take over a LevelDB snapshot; callers use `ChainStore.freeze`."""
+        self.header = header
+        self.commit = commit
+        self._path = path
+        self._snapshot = snapshot
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """All entries in key order, checksums included.
+
+        Raises:
+            CorruptStore: the database's checksums don't hold.
+        """
+        with (
+            _leveldb(self._path, "reading the state"),
+            self._snapshot.iterator(prefix=STATE, verify_checksums=True) as entries,
+        ):
+            for key, value in entries:
+                yield key[len(STATE) :], value
+
+    def close(self) -> None:
+        """Let the database forget what was frozen; before the store is closed."""
+        self._snapshot.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
 class ChainStore:
     """The chain in one folder. One process at a time has it open; its threads may share it.
 
     Attributes:
         path: the folder.
         genesis: the start of the chain.
+        base: height of the snapshot that it starts from, 0 for the genesis: blocks are here from the next one on.
     """
 
     def __init__(self, path: Path, database: "plyvel.DB", genesis: Genesis) -> None:
@@ -106,6 +154,7 @@ class ChainStore:
         # Held while the tip moves: a state that is read is never one that `tip` doesn't know yet.
         self._moving = Lock()
         self._tip = self._read_tip()
+        self.base = int.from_bytes(self._get(META_BASE) or b"")
 
     @classmethod
     def create(cls, path: Path, genesis: Genesis) -> Self:
@@ -126,7 +175,52 @@ class ChainStore:
             batch.put(META_TIP, _number(0))
             batch.put(BY_ID + genesis.chain_id, _number(0))
             _put_state(batch, dict(genesis_state(genesis).entries()), 0)
+            before(Operation.CHAIN_CREATE)
             batch.write()
+            after(Operation.CHAIN_CREATE)
+        return cls(path, database, genesis)
+
+    @classmethod
+    def create_from_snapshot(
+        cls, path: Path, genesis: Genesis, header: Header, commit: Commit, entries: Iterable[tuple[bytes, bytes]]
+    ) -> Self:
+        """Make the store of a chain that starts at a block of which only the state is known, and open it.
+
+        Args:
+            path: a folder that isn't there; until this returns, what is in it can't be opened.
+            genesis: of the chain.
+            header: of the block, verified.
+            commit: that makes it final, verified.
+            entries: the whole state after it, verified against the header's state root.
+
+        Raises:
+            StorageError: there is something at `path` already, or the disk is at fault.
+        """
+        assert (commit.height, commit.block_id) == (header.height, header.id), "the commit is for another block"
+        if path.exists():
+            raise StorageError(path, "there is something here already", "Move it aside")
+        height = _number(header.height)
+        with _leveldb(path, "creating the chain store from a snapshot"):
+            path.mkdir(parents=True)
+            database = plyvel.DB(str(path), create_if_missing=True, error_if_exists=True, bloom_filter_bits=BLOOM_BITS)
+            try:
+                for part in _parts(entries):
+                    with database.write_batch() as batch:
+                        _put_state(batch, part, header.height)
+                batch = database.write_batch(sync=True)
+                batch.put(META_SCHEMA, SCHEMA)
+                batch.put(META_CHAIN, genesis.chain_id)
+                batch.put(META_GENESIS, genesis.to_bytes())
+                batch.put(HEADER + height, header.to_bytes())
+                batch.put(COMMIT + height, commit.to_bytes())
+                batch.put(BY_ID + genesis.chain_id, _number(0))
+                batch.put(BY_ID + header.id, height)
+                batch.put(META_BASE, height)
+                batch.put(META_TIP, height)
+                batch.write()
+            except BaseException:
+                database.close()
+                raise
         return cls(path, database, genesis)
 
     @classmethod
@@ -181,8 +275,10 @@ class ChainStore:
             self._database.iterator(verify_checksums=True, include_value=False) as keys,
         ):
             blocks = sum(key.startswith(BLOCK) for key in keys)
-        if blocks != self._tip.height:
-            raise self._corrupt(f"there are {blocks} blocks below the tip {self._tip.height}")
+        if blocks != self._tip.height - self.base:
+            raise self._corrupt(
+                f"there are {blocks} blocks below the tip {self._tip.height}, which begin at {self.base + 1}"
+            )
 
     def append(self, block: Block, commit: Commit, changes: Changes) -> None:
         """Make a block the tip, durably on return: all of it or, after an error, nothing.
@@ -213,7 +309,9 @@ class ChainStore:
         batch.put(META_TIP, height)
         try:
             with _leveldb(self.path, f"writing block {block.height}"), self._moving:
+                before(Operation.CHAIN_BATCH)
                 batch.write()
+                after(Operation.CHAIN_BATCH)
                 self._tip = _tip_of(block.header)
         except StorageError:
             self._has_failed = True
@@ -224,19 +322,19 @@ class ChainStore:
         return self._tip
 
     def header(self, height: int) -> Header:
-        """The header at a height from 1 on.
+        """The header at a height from 1 on, or from the base on.
 
         Raises:
-            MissingError: the chain isn't that long.
+            MissingError: the chain isn't that long, or starts later.
             CorruptStore: what is stored can't be read.
         """
         return self._record(HEADER, height, Header, MAX_BLOCK_BYTES)
 
     def block(self, height: int) -> Block:
-        """The block at a height from 1 on.
+        """The block at a height from 1 on, or above the base.
 
         Raises:
-            MissingError: the chain isn't that long.
+            MissingError: the chain isn't that long, or starts later.
             CorruptStore: what is stored can't be read.
         """
         return self._record(BLOCK, height, Block, MAX_BLOCK_BYTES)
@@ -245,13 +343,13 @@ class ChainStore:
         """The block with an id, or None: unknown, or the genesis."""
         found = self._get(BY_ID + block_id)
         height = 0 if found is None else int.from_bytes(found)
-        return self.block(height) if 1 <= height <= self._tip.height else None
+        return self.block(height) if self.base < height <= self._tip.height else None
 
     def commit(self, height: int) -> Commit:
         """The commit for the block at a height; for height 0 the empty one that block 1 carries.
 
         Raises:
-            MissingError: the chain isn't that long.
+            MissingError: the chain isn't that long, or starts later.
             CorruptStore: what is stored can't be read.
         """
         if height == 0:
@@ -275,8 +373,8 @@ class ChainStore:
         return StoredTransaction(transactions[index], height, index)
 
     def blocks(self, start: int, stop: int) -> Iterator[Block]:
-        """The blocks from `start` up to but without `stop`, as far as the chain goes."""
-        for height in range(max(1, start), min(stop, self._tip.height + 1)):
+        """The blocks from `start` up to but without `stop`, as far as they are here."""
+        for height in range(max(self.base + 1, start), min(stop, self._tip.height + 1)):
             yield self.block(height)
 
     def load_state(self) -> StateTree:
@@ -294,14 +392,32 @@ class ChainStore:
         ):
             return StateTree((key[len(STATE) :], value) for key, value in entries)
 
+    def freeze(self) -> FrozenState:
+        """The state after the tip, to be read later and slowly; costs nothing now.
+
+        Raises:
+            MissingError: there is no block yet.
+            StorageError: the disk is at fault.
+        """
+        with _leveldb(self.path, "reading the state"), self._moving:
+            height = self._tip.height
+            header, commit = self.header(height), self.commit(height)
+            return FrozenState(self.path, self._database.snapshot(), header, commit)
+
     def account_history(self, account: AccountId, *, limit: int = HISTORY_LIMIT) -> tuple[BalanceChange, ...]:
         """The last changes of an account's free balance, oldest first, at most one a block; none if unknown."""
         return tuple(self._changes_down_from(account, self._tip.height, limit))[::-1]
 
     def balance_at(self, account: AccountId, height: int) -> Amount:
-        """An account's free balance after a height, or after the tip where that is lower; 0 if it didn't exist then."""
+        """An account's free balance after a height, or after the tip where that is lower; 0 if it didn't exist then.
+
+        Raises:
+            MissingError: the chain starts later.
+        """
         if height < 0:
             return 0
+        if height < self.base:
+            raise self._before_base(f"the balance after block {height}")
         height = min(height, self._tip.height)
         return next((change.balance for change in self._changes_down_from(account, height, 1)), 0)
 
@@ -322,6 +438,9 @@ class ChainStore:
         return value
 
     def _record(self, table: bytes, height: int, kind: type[RecordType], max_bytes: int) -> RecordType:
+        lowest = self.base + (table == BLOCK)
+        if 1 <= height < lowest:
+            raise self._before_base(f"block {height}")
         if not 1 <= height <= self._tip.height:
             remedy = "Ask for a height from 1 up to the tip, or wait until the node has synced"
             raise MissingError(self.path, f"there is no block {height}, the tip is {self._tip.height}", remedy)
@@ -353,7 +472,8 @@ class ChainStore:
         tip = self._tip
         if tip.height > 0:
             header = self.header(tip.height)
-            stored = (header.chain_id, self._get(META_TIP), self._get(BY_ID + tip.block_id), self.block(tip.height).id)
+            block_id = tip.block_id if tip.height == self.base else self.block(tip.height).id
+            stored = (header.chain_id, self._get(META_TIP), self._get(BY_ID + tip.block_id), block_id)
             if stored != (self.genesis.chain_id, _number(tip.height), _number(tip.height), tip.block_id):
                 raise self._corrupt(f"header, block and index of the tip {tip.height} don't belong together")
             commit = self.commit(tip.height)
@@ -365,6 +485,10 @@ class ChainStore:
                 f"the stored state has the root {root.hex()[:16]}, block {tip.height} says {tip.state_root.hex()[:16]}"
             )
             raise self._corrupt(fault)
+
+    def _before_base(self, what: str) -> MissingError:
+        cause = f"{what} is not here: this node's chain starts from a snapshot at height {self.base}"
+        return MissingError(self.path, cause, "Ask a node that keeps the whole chain")
 
     def _corrupt(self, cause: str) -> CorruptStore:
         return CorruptStore(self.path, cause, START_OVER)
@@ -402,6 +526,19 @@ def _put_state(batch: "plyvel.WriteBatch", changes: Changes, height: int) -> Non
             account = key[len(ACCOUNTS.prefix) :]
             balance = 0 if value is None else Account.from_bytes(value, max_bytes=len(value)).balance
             batch.put(BALANCE + account + _number(height), _number(balance))
+
+
+def _parts(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[Changes]:
+    """Entries in groups that fit into a batch."""
+    part: dict[bytes, bytes | None] = {}
+    size_bytes = 0
+    for key, value in entries:
+        part[key] = value
+        size_bytes += len(key) + len(value)
+        if size_bytes >= STATE_BATCH_BYTES:
+            yield part
+            part, size_bytes = {}, 0
+    yield part
 
 
 def _tip_of(header: Header) -> Tip:

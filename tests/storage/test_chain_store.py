@@ -436,3 +436,86 @@ def test_what_another_thread_is_writing_is_in_no_block_until_it_is_the_tip(store
     assert store.transaction(transaction) is None
     assert store.block_by_id(second.id) is None
     assert store.block_by_id(first.id) == first
+
+
+def begun_at(store: ChainStore, folder: Path, height: int) -> ChainStore:
+    """A store that starts from the state of another one, which is at that height."""
+    assert store.tip().height == height
+    with store.freeze() as frozen:
+        return ChainStore.create_from_snapshot(folder, GENESIS, frozen.header, frozen.commit, frozen.entries())
+
+
+def test_a_chain_goes_on_from_a_snapshot_without_the_blocks_before(store: ChainStore, tmp_path: Path) -> None:
+    appended = extend(store, [10, 20])
+    with begun_at(store, tmp_path / "later", 2) as later:
+        assert (later.base, later.tip()) == (2, store.tip())
+        assert list(later.load_state().entries()) == list(store.load_state().entries())
+        [following] = extend(later, [30])
+    with ChainStore.open(tmp_path / "later") as reopened:
+        reopened.check()
+        assert (reopened.base, reopened.tip().height) == (2, 3)
+        assert (reopened.header(2), reopened.commit(2)) == (appended[1][0].header, appended[1][1])
+        assert list(reopened.blocks(1, 9)) == [following[0]]
+        assert reopened.account_history(BOB.account) == (BalanceChange(2, 30), BalanceChange(3, 60))
+
+
+def test_a_chain_just_begun_from_a_snapshot_opens_again(store: ChainStore, tmp_path: Path) -> None:
+    extend(store, [10, 20])
+    begun_at(store, tmp_path / "later", 2).close()
+    with ChainStore.open(tmp_path / "later") as reopened:
+        reopened.check()
+        assert reopened.tip() == store.tip()
+
+
+def test_what_lies_before_a_snapshot_is_missing_and_says_where_the_chain_starts(
+    store: ChainStore, tmp_path: Path
+) -> None:
+    (first, _), (second, _) = extend(store, [10, 20])
+    with begun_at(store, tmp_path / "later", 2) as later:
+        for ask in (
+            lambda: later.block(1),
+            lambda: later.block(2),
+            lambda: later.header(1),
+            lambda: later.commit(1),
+            lambda: later.balance_at(BOB.account, 1),
+        ):
+            with pytest.raises(MissingError, match="is not here: this node's chain starts from a snapshot at height 2"):
+                ask()
+        assert later.block_by_id(first.id) is None
+        assert later.block_by_id(second.id) is None
+        assert later.transaction(second.transactions[0].id) is None
+
+
+def test_a_snapshot_is_never_put_over_something(store: ChainStore) -> None:
+    extend(store, [10])
+    with pytest.raises(StorageError, match="there is something here already"):
+        begun_at(store, store.path, 1)
+
+
+def test_a_chain_whose_beginning_from_a_snapshot_was_interrupted_cannot_be_opened(
+    store: ChainStore, tmp_path: Path
+) -> None:
+    extend(store, [10])
+
+    def interrupted() -> Iterator[tuple[bytes, bytes]]:
+        yield from list(store.load_state().entries())[:1]
+        raise InterruptedError
+
+    with store.freeze() as frozen, pytest.raises(StorageError):
+        ChainStore.create_from_snapshot(tmp_path / "later", GENESIS, frozen.header, frozen.commit, interrupted())
+    with pytest.raises(CorruptStore, match="its creation was never finished"):
+        ChainStore.open(tmp_path / "later")
+
+
+def test_a_frozen_state_stays_what_it_was(store: ChainStore) -> None:
+    extend(store, [10])
+    before = list(store.load_state().entries())
+    with store.freeze() as frozen:
+        extend(store, [20])
+        assert list(frozen.entries()) == before
+        assert frozen.header.height == 1
+
+
+def test_the_genesis_is_not_frozen(store: ChainStore) -> None:
+    with pytest.raises(MissingError, match="no block 0"):
+        store.freeze()

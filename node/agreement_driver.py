@@ -43,6 +43,7 @@ from bflnode.consensus.machine import Machine
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.tables import current_validators
 from bflnode.consensus.types import AccountId
+from bflnode.storage.failpoints import Operation, after, before
 from bflnode.storage.signer_wal import SignerWal
 
 from .chain import Chain
@@ -373,8 +374,11 @@ class AgreementDriver:
                     assert_never(effect)
 
     def _broadcast(self, protocol: str, data: bytes) -> None:
+        operation = Operation.PROPOSAL_SEND if protocol == PROPOSALS else Operation.VOTE_SEND
+        before(operation)
         for peer in self._outlets.peers():
             self._outlets.push(peer, protocol, data)
+        after(operation)
 
     def _start_soon(self, function: Callable[..., Awaitable[None]], *arguments: object) -> None:
         assert self._tasks is not None, "effects are executed while a height runs"

@@ -14,6 +14,7 @@ import click
 import trio
 
 from bflnode.consensus.keys import account_text
+from bflnode.storage import failpoints
 from bflnode.storage.errors import StorageError
 
 from .configuration import Configuration, load_configuration
@@ -98,6 +99,9 @@ def run_until_stopped(home: Home, flags: dict[str, Any], announce: Callable[[Sta
     """
     configuration = load_configuration(home.require(), flags)
     logging.basicConfig(level=configuration.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr, force=True)
+    armed = failpoints.arm()
+    if armed is not None:
+        _log.warning("the failpoint %s is armed: this process will fail on purpose, which is for tests only", armed)
     try:
         trio.run(run_node, home, configuration, announce)
     except BaseExceptionGroup as group:

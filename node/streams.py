@@ -23,6 +23,7 @@ from libp2p.abc import INetStream
 from libp2p.network.stream.exceptions import StreamEOF
 
 from bflnode.consensus.rejection import Reason, Rejection
+from bflnode.storage.failpoints import Operation, after, before
 
 from .libp2p_repairs import LIBRARY_FAILURES, read_exactly, reset_stream, write_fully
 
@@ -232,7 +233,9 @@ class PeerSession:
                 try:
                     if stream is None:
                         stream = FrameStream(await self._open_stream(protocol))
+                    before(Operation.PUSH_WRITE)
                     await stream.send(*batch)
+                    after(Operation.PUSH_WRITE)
                 except TransportError as error:
                     logger.debug("push %s to %s, attempt %d: %s", protocol, self.peer, attempt, error)
                     if stream is None:

@@ -13,6 +13,7 @@ import trio
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.transaction import Transaction
 from bflnode.consensus.types import AccountId, ChainId
+from bflnode.storage.failpoints import Operation, after, before
 
 from .agreement_driver import AgreementDriver
 from .mempool import Mempool
@@ -52,8 +53,10 @@ class TransactionRelay:
         """
         self.accept(transaction)
         data = Batch((transaction,)).to_bytes()
+        before(Operation.TRANSACTION_SEND)
         for account in self._agreement.leader_accounts(LEADERS):
             self._push_to(account, data)
+        after(Operation.TRANSACTION_SEND)
 
     def accept(self, transaction: Transaction) -> None:
         """Take a transaction into the mempool.

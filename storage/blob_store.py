@@ -24,6 +24,7 @@ from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.types import BlobId
 
 from .errors import CorruptBlobError, MissingError, StorageError, from_os_error
+from .failpoints import Operation, after, before
 
 PARTIAL, TEMPORARY, CORRUPT = "partial", "temporary", "corrupt"
 
@@ -221,11 +222,15 @@ class BlobStore:
             temporary = Path(name)
             try:
                 with os.fdopen(descriptor, "wb") as file:
+                    before(Operation.BLOB_WRITE)
                     for piece in pieces:
                         hasher.update(piece)
                         file.write(piece)
                     file.flush()
+                    after(Operation.BLOB_WRITE)
+                    before(Operation.BLOB_FSYNC)
                     os.fsync(file.fileno())
+                    after(Operation.BLOB_FSYNC)
                 blob = hasher.manifest().id
                 if not self.has(blob):
                     _publish(temporary, self._file(blob))
@@ -305,7 +310,9 @@ class Download:
         with _disk(self._partial, "writing a chunk"):
             descriptor = os.open(self._partial, os.O_WRONLY | os.O_CLOEXEC)
             try:
+                before(Operation.CHUNK_WRITE)
                 _write_all(descriptor, data, index * CHUNK_BYTES)
+                after(Operation.CHUNK_WRITE)
             finally:
                 os.close(descriptor)
         self._present.add(index)
@@ -320,7 +327,9 @@ class Download:
         with _disk(self._partial, "finishing a download"):
             descriptor = os.open(self._partial, os.O_RDONLY | os.O_CLOEXEC)
             try:
+                before(Operation.BLOB_FSYNC)
                 os.fsync(descriptor)
+                after(Operation.BLOB_FSYNC)
             finally:
                 os.close(descriptor)
             _publish(self._partial, self._target)
@@ -362,8 +371,10 @@ def _publish(temporary: Path, target: Path) -> None:
     if not target.parent.is_dir():
         target.parent.mkdir(exist_ok=True)
         _sync_folder(target.parent.parent)
+    before(Operation.BLOB_RENAME)
     temporary.replace(target)
     _sync_folder(target.parent)
+    after(Operation.BLOB_RENAME)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -31,7 +31,9 @@ from bflnode.consensus.records import Record
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.types import Between, ChainId
 
+from .durable import sync_folder
 from .errors import CorruptStore, InUseError, StorageError, from_os_error
+from .failpoints import Operation, after, before
 
 MAX_RECORD_BYTES = MAX_BLOCK_BYTES + 256 * 1024
 """Largest record: a block and two certificates of 256 prevotes (about 150 bytes each)."""
@@ -103,9 +105,12 @@ class SignerWal:
         self._lock = _lock(path.with_name(path.name + ".lock"))
         try:
             self.is_new = not path.exists()
+            if self.is_new:
+                before(Operation.WAL_CREATE)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if self.is_new:
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
+                after(Operation.WAL_CREATE)
         except OSError as error:
             os.close(self._lock)
             raise from_os_error(path, "opening the signer's log", error) from error
@@ -196,8 +201,10 @@ class SignerWal:
             descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
                 _write(descriptor, b"".join(frames))
+                before(Operation.WAL_RENAME)
                 temporary.replace(self.path)
-                _sync_folder(self.path.parent)
+                sync_folder(self.path.parent)
+                after(Operation.WAL_RENAME)
             except OSError:
                 os.close(descriptor)
                 raise
@@ -251,8 +258,10 @@ class SignerWal:
             if record is None:
                 if not _is_torn(data, position):
                     raise self._damage(position)
+                before(Operation.WAL_TRUNCATE)
                 os.ftruncate(self._descriptor, position)
                 os.fsync(self._descriptor)
+                after(Operation.WAL_TRUNCATE)
                 break
             self._take(self._parse(record, position))
             position += FRAME_HEADER.size + len(record)
@@ -339,18 +348,13 @@ def _is_torn(data: bytes, position: int) -> bool:
 def _write(descriptor: int, data: bytes) -> None:
     """Write everything at the file's position and fsync."""
     view = memoryview(data)
+    before(Operation.WAL_WRITE)
     while view:
         view = view[os.write(descriptor, view) :]
+    after(Operation.WAL_WRITE)
+    before(Operation.WAL_FSYNC)
     os.fsync(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a created or renamed entry of a folder survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    after(Operation.WAL_FSYNC)
 
 
 def _height_of(record: SignerRecord) -> int:

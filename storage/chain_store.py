@@ -7,6 +7,7 @@
     c HEIGHT                         -> canonical commit for that block
     i BLOCK_ID                       -> HEIGHT
     t TRANSACTION_ID                 -> HEIGHT, position in the block
+    v SET_HASH                       -> the validators that headers name by this hash
     s KEY                            -> value of the live state
     a ACCOUNT HEIGHT                 -> free balance from that height on, where it changed
 
@@ -17,35 +18,36 @@ the header and commit of its base, and blocks above it only. LevelDB's repair is
 something that opens out of whatever is left, and a chain with holes is worse than one that has to be fetched again.
 """
 
-import errno
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 import plyvel
 
 from bflnode.consensus.block import MAX_BLOCK_BYTES, Block, Commit, Header, genesis_commit
 from bflnode.consensus.genesis import MAX_GENESIS_BYTES, Genesis
 from bflnode.consensus.ledger import genesis_state
+from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.records import Record
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.state import Changes, StateTree
-from bflnode.consensus.tables import ACCOUNTS, Account
+from bflnode.consensus.tables import ACCOUNTS, PREVIOUS_VALIDATORS, VALIDATORS, Account, Validators
 from bflnode.consensus.transaction import Transaction
 from bflnode.consensus.types import AccountId, Amount, BlockId, Hash, Milliseconds, TransactionId
 
-from .errors import CorruptStore, InUseError, MissingError, StorageError, from_os_error
+from .errors import CorruptStore, MissingError, StorageError
 from .failpoints import Operation, after, before
+from .frozen_state import STATE, FrozenState
+from .leveldb import START_OVER, leveldb_errors
 
 SCHEMA = b"1"
 """Version of the layout above; another one is refused, since its records would be misread."""
 
-HEADER, BLOCK, COMMIT, BY_ID, BY_TRANSACTION, STATE, BALANCE = b"h", b"b", b"c", b"i", b"t", b"s", b"a"
+HEADER, BLOCK, COMMIT, BY_ID, BY_TRANSACTION, BALANCE = b"h", b"b", b"c", b"i", b"t", b"a"
+VALIDATOR_SET = b"v"
 META_SCHEMA, META_CHAIN, META_GENESIS, META_TIP, META_BASE = b"m schema", b"m chain", b"m genesis", b"m tip", b"m base"
 
 MAX_COMMIT_BYTES = 64 * 1024
@@ -59,11 +61,6 @@ STATE_BATCH_BYTES = 4 * 1024 * 1024
 
 BLOOM_BITS = 10
 """Bits a key in LevelDB's filters: a look-up of an unknown transaction then reads the disk once in a hundred times."""
-
-START_OVER = (
-    "Stop the node, move this folder aside (keep it, and the signer's log where it is) and start again: "
-    "the chain is fetched from peers anew. Never run a LevelDB repair on it"
-)
 
 RecordType = TypeVar("RecordType", bound=Record)
 
@@ -95,47 +92,6 @@ class BalanceChange:
     balance: Amount
 
 
-class FrozenState:
-    """The state after one block as it was when it was frozen, whatever is appended since. Any thread may read it.
-
-    Attributes:
-        header: of that block.
-        commit: that makes it final.
-    """
-
-    def __init__(self, path: Path, snapshot: Any, header: Header, commit: Commit) -> None:
-        """Take over a LevelDB snapshot; callers use `ChainStore.freeze`."""
-        self.header = header
-        self.commit = commit
-        self._path = path
-        self._snapshot = snapshot
-
-    def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """All entries in key order, checksums included.
-
-        Raises:
-            CorruptStore: the database's checksums don't hold.
-        """
-        with (
-            _leveldb(self._path, "reading the state"),
-            self._snapshot.iterator(prefix=STATE, verify_checksums=True) as entries,
-        ):
-            for key, value in entries:
-                yield key[len(STATE) :], value
-
-    def close(self) -> None:
-        """Let the database forget what was frozen; before the store is closed."""
-        self._snapshot.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 class ChainStore:
     """The chain in one folder. One process at a time has it open; its threads may share it.
 
@@ -165,7 +121,7 @@ class ChainStore:
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise StorageError(path, "there is something here already", "Open it, or choose another folder")
-        with _leveldb(path, "creating the chain store"):
+        with leveldb_errors(path, "creating the chain store"):
             path.mkdir(parents=True, exist_ok=True)
             database = plyvel.DB(str(path), create_if_missing=True, error_if_exists=True, bloom_filter_bits=BLOOM_BITS)
             batch = database.write_batch(sync=True)
@@ -200,7 +156,7 @@ class ChainStore:
         if path.exists():
             raise StorageError(path, "there is something here already", "Move it aside")
         height = _number(header.height)
-        with _leveldb(path, "creating the chain store from a snapshot"):
+        with leveldb_errors(path, "creating the chain store from a snapshot"):
             path.mkdir(parents=True)
             database = plyvel.DB(str(path), create_if_missing=True, error_if_exists=True, bloom_filter_bits=BLOOM_BITS)
             try:
@@ -224,11 +180,15 @@ class ChainStore:
         return cls(path, database, genesis)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path, *, is_state_checked: bool = True) -> Self:
         """Open a store and check it: schema, chain id, tip, and that the live state has the tip's root.
 
         LevelDB takes a log that was cut short for the end of an unfinished write, so a truncated store may open some
         blocks below where it was: a valid, older chain, which goes on by syncing.
+
+        Args:
+            path: the folder.
+            is_state_checked: False only to repair a store whose state is broken, by `rewind`.
 
         Raises:
             MissingError: there is no store.
@@ -238,13 +198,15 @@ class ChainStore:
         """
         if not path.is_dir() or not any(path.iterdir()):
             raise MissingError(path, "there is no chain here", "Check the home, or create one with `bflnode init`")
-        with _leveldb(path, "opening the chain store"):
+        with leveldb_errors(path, "opening the chain store"):
             if not (path / "CURRENT").is_file():
                 raise CorruptStore(path, "the file CURRENT is missing", START_OVER)
             database = plyvel.DB(str(path), create_if_missing=False, paranoid_checks=True, bloom_filter_bits=BLOOM_BITS)
         try:
             store = cls(path, database, _read_genesis(path, database))
             store._check_tip()
+            if is_state_checked:
+                store._check_state()
         except BaseException:
             database.close()
             raise
@@ -268,17 +230,26 @@ class ChainStore:
         LevelDB opens its files when it needs them, so a damaged old one stays unnoticed by `open`.
 
         Raises:
-            CorruptStore: a checksum doesn't hold, a file is damaged, or blocks are missing below the tip.
+            CorruptStore: a checksum doesn't hold, a file is damaged, or the header, block or commit of a height is
+                missing or beyond the tip.
         """
+        lowest = max(1, self.base)
+        due = {HEADER: lowest, BLOCK: self.base + 1, COMMIT: lowest}
+        names = {HEADER: "header", BLOCK: "block", COMMIT: "commit"}
         with (
-            _leveldb(self.path, "checking the chain store"),
+            leveldb_errors(self.path, "checking the chain store"),
             self._database.iterator(verify_checksums=True, include_value=False) as keys,
         ):
-            blocks = sum(key.startswith(BLOCK) for key in keys)
-        if blocks != self._tip.height - self.base:
-            raise self._corrupt(
-                f"there are {blocks} blocks below the tip {self._tip.height}, which begin at {self.base + 1}"
-            )
+            for key in keys:
+                table = key[:1]
+                if table in due:
+                    if key[1:] != _number(due[table]):
+                        found = int.from_bytes(key[1:])
+                        raise self._corrupt(f"{names[table]} {due[table]} should follow, but {found} does")
+                    due[table] += 1
+        for table, height in due.items():
+            if height != self._tip.height + 1:
+                raise self._corrupt(f"the {names[table]}s end at {height - 1}, the tip is {self._tip.height}")
 
     def append(self, block: Block, commit: Commit, changes: Changes) -> None:
         """Make a block the tip, durably on return: all of it or, after an error, nothing.
@@ -308,7 +279,7 @@ class ChainStore:
         _put_state(batch, changes, block.height)
         batch.put(META_TIP, height)
         try:
-            with _leveldb(self.path, f"writing block {block.height}"), self._moving:
+            with leveldb_errors(self.path, f"writing block {block.height}"), self._moving:
                 before(Operation.CHAIN_BATCH)
                 batch.write()
                 after(Operation.CHAIN_BATCH)
@@ -316,6 +287,31 @@ class ChainStore:
         except StorageError:
             self._has_failed = True
             raise
+
+    def rewind(self, height: int, state: StateTree) -> None:
+        """Take all blocks above a height off, durably on return: all of them or, after an error, none.
+
+        For repair alone: what is final is final, and only a fault of this node's own is a reason to go back.
+
+        Args:
+            height: the new tip, at most the present one, and not below the base.
+            state: the state after it, as executing the chain gives it; it replaces the stored one.
+
+        Raises:
+            StorageError: the disk is full or at fault.
+        """
+        assert self.base <= height <= self._tip.height, f"from {self._tip.height} to {height}"
+        with leveldb_errors(self.path, f"going back to block {height}"), self._moving:
+            batch = self._database.write_batch(sync=True)
+            with self._database.iterator() as records:
+                for key, value in records:
+                    if key[:1] == STATE or _height_of(key, value) > height:
+                        batch.delete(key)
+            for key, value in state.entries():
+                batch.put(STATE + key, value)
+            batch.put(META_TIP, _number(height))
+            batch.write()
+            self._tip = self._read_tip()
 
     def tip(self) -> Tip:
         """The last block."""
@@ -383,10 +379,10 @@ class ChainStore:
         Raises:
             CorruptStore: the database's checksums don't hold.
         """
-        with _leveldb(self.path, "reading the state"), self._moving:
+        with leveldb_errors(self.path, "reading the state"), self._moving:
             snapshot = self._database.snapshot()
         with (
-            _leveldb(self.path, "reading the state"),
+            leveldb_errors(self.path, "reading the state"),
             snapshot,
             snapshot.iterator(prefix=STATE, verify_checksums=True) as entries,
         ):
@@ -399,10 +395,27 @@ class ChainStore:
             MissingError: there is no block yet.
             StorageError: the disk is at fault.
         """
-        with _leveldb(self.path, "reading the state"), self._moving:
+        with leveldb_errors(self.path, "reading the state"), self._moving:
             height = self._tip.height
             header, commit = self.header(height), self.commit(height)
             return FrozenState(self.path, self._database.snapshot(), header, commit)
+
+    def validator_set(self, set_hash: Hash) -> ValidatorSet | None:
+        """The validators that a header names by this hash, or None if no block from the base on has them.
+
+        Raises:
+            CorruptStore: what is stored can't be read.
+        """
+        from_genesis = ValidatorSet(self.genesis.validators)
+        if from_genesis.hash == set_hash:
+            return from_genesis
+        value = self._get(VALIDATOR_SET + set_hash)
+        if value is None:
+            return None
+        found = _validator_set(value)
+        if found.hash != set_hash:
+            raise self._corrupt(f"what is stored as the validators {set_hash.hex()[:16]} has another hash")
+        return found
 
     def account_history(self, account: AccountId, *, limit: int = HISTORY_LIMIT) -> tuple[BalanceChange, ...]:
         """The last changes of an account's free balance, oldest first, at most one a block; none if unknown."""
@@ -424,7 +437,7 @@ class ChainStore:
     def _changes_down_from(self, account: AccountId, height: int, limit: int) -> Iterator[BalanceChange]:
         prefix = BALANCE + account
         with (
-            _leveldb(self.path, "reading an account's history"),
+            leveldb_errors(self.path, "reading an account's history"),
             self._database.iterator(
                 start=prefix, stop=prefix + _number(height), include_stop=True, reverse=True, verify_checksums=True
             ) as entries,
@@ -433,7 +446,7 @@ class ChainStore:
                 yield BalanceChange(int.from_bytes(key[len(prefix) :]), int.from_bytes(value))
 
     def _get(self, key: bytes) -> bytes | None:
-        with _leveldb(self.path, "reading the chain store"):
+        with leveldb_errors(self.path, "reading the chain store"):
             value: bytes | None = self._database.get(key, verify_checksums=True)
         return value
 
@@ -479,7 +492,9 @@ class ChainStore:
             commit = self.commit(tip.height)
             if (commit.height, commit.block_id) != (tip.height, tip.block_id):
                 raise self._corrupt(f"the commit of the tip {tip.height} is for another block")
-        root = self.load_state().root
+
+    def _check_state(self) -> None:
+        root, tip = self.load_state().root, self._tip
         if root != tip.state_root:
             fault = (
                 f"the stored state has the root {root.hex()[:16]}, block {tip.height} says {tip.state_root.hex()[:16]}"
@@ -496,7 +511,7 @@ class ChainStore:
 
 def _read_genesis(path: Path, database: "plyvel.DB") -> Genesis:
     """Check that this is a chain store of our schema, and read its genesis."""
-    with _leveldb(path, "opening the chain store"):
+    with leveldb_errors(path, "opening the chain store"):
         schema, chain_id, data = (
             database.get(key, verify_checksums=True) for key in (META_SCHEMA, META_CHAIN, META_GENESIS)
         )
@@ -516,7 +531,7 @@ def _read_genesis(path: Path, database: "plyvel.DB") -> Genesis:
 
 
 def _put_state(batch: "plyvel.WriteBatch", changes: Changes, height: int) -> None:
-    """Add changes of the state to a batch, and with them the balances that changed."""
+    """Add changes of the state to a batch, and with them the balances and the validators that changed."""
     for key, value in changes.items():
         if value is None:
             batch.delete(STATE + key)
@@ -526,6 +541,8 @@ def _put_state(batch: "plyvel.WriteBatch", changes: Changes, height: int) -> Non
             account = key[len(ACCOUNTS.prefix) :]
             balance = 0 if value is None else Account.from_bytes(value, max_bytes=len(value)).balance
             batch.put(BALANCE + account + _number(height), _number(balance))
+        if value is not None and key in (VALIDATORS.key, PREVIOUS_VALIDATORS.key):
+            batch.put(VALIDATOR_SET + _validator_set(value).hash, value)
 
 
 def _parts(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[Changes]:
@@ -541,38 +558,24 @@ def _parts(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[Changes]:
     yield part
 
 
+def _validator_set(value: bytes) -> ValidatorSet:
+    """The validators in a value of the state, which the ledger wrote."""
+    return ValidatorSet(Validators.from_bytes(value, max_bytes=len(value)).validators)
+
+
+def _height_of(key: bytes, value: bytes) -> int:
+    """The height of the block that a record came with; 0 for what belongs to no block."""
+    table = key[:1]
+    if table in (HEADER, BLOCK, COMMIT):
+        return int.from_bytes(key[1:])
+    if table in (BY_ID, BY_TRANSACTION):
+        return int.from_bytes(value[:8])
+    return int.from_bytes(key[-8:]) if table == BALANCE else 0
+
+
 def _tip_of(header: Header) -> Tip:
     return Tip(header.height, header.id, header.time_ms, header.state_root)
 
 
 def _number(value: int) -> bytes:
     return value.to_bytes(8)
-
-
-@contextmanager
-def _leveldb(path: Path, doing: str) -> Iterator[None]:
-    """Translate LevelDB's errors, which tell their kind only by their text, and the system's."""
-    try:
-        yield
-    except plyvel.CorruptionError as error:
-        raise CorruptStore(path, f"{doing} failed: {_text(error)}", START_OVER) from error
-    except plyvel.Error as error:
-        raise _translated(path, doing, _text(error)) from error
-    except OSError as error:
-        raise from_os_error(path, doing, error) from error
-
-
-def _translated(path: Path, doing: str, text: str) -> StorageError:
-    if "LOCK: " in text and (os.strerror(errno.EAGAIN) in text or "already held" in text):
-        return InUseError(path, "the chain is in use by a running node", "Stop that node, or ask it through its RPC")
-    if os.strerror(errno.ENOENT) in text:
-        return CorruptStore(path, f"{doing} failed, a file is missing: {text}", START_OVER)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE):
-        if os.strerror(number) in text:
-            return from_os_error(path, doing, OSError(number, text))
-    return CorruptStore(path, f"{doing} failed: {text}", START_OVER)
-
-
-def _text(error: Exception) -> str:
-    message = error.args[0] if error.args else ""
-    return message.decode(errors="replace") if isinstance(message, bytes) else str(message)

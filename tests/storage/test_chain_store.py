@@ -38,7 +38,7 @@ GENESIS = Genesis(
     mode=Mode.CACC,
     parameters=default_parameters(),
     accounts=(GenesisAccount(ALICE.account, 1_000_000), GenesisAccount(BOB.account, 0)),
-    validators=(Validator(ALICE.account, 5),),
+    validators=(Validator(ALICE.account, 5_000_000),),
     queue=(),
     admission_key=ALICE.account,
     admission_pool=0,
@@ -300,14 +300,62 @@ def test_check_finds_a_bit_flip_in_any_table(store: ChainStore) -> None:
         reopened.check()
 
 
-def test_check_finds_a_missing_block(store: ChainStore) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        (b"b" + (1).to_bytes(8), None, "block 1 should follow, but 2 does"),
+        (b"h" + (1).to_bytes(8), None, "header 1 should follow, but 2 does"),
+        (b"c" + (1).to_bytes(8), None, "commit 1 should follow, but 2 does"),
+        (b"b" + (3).to_bytes(8), b"", "the blocks end at 3, the tip is 2"),
+        (b"c" + (9).to_bytes(8), b"", "commit 3 should follow, but 9 does"),
+    ],
+)
+def test_check_finds_gaps_and_what_lies_beyond_the_tip(
+    store: ChainStore, key: bytes, value: bytes | None, fault: str
+) -> None:
     extend(store, [10, 20])
     store.close()
     database = plyvel.DB(str(store.path))
-    database.delete(b"b" + (1).to_bytes(8))
+    database.delete(key) if value is None else database.put(key, value)
     database.close()
-    with ChainStore.open(store.path) as reopened, pytest.raises(CorruptStore, match="1 blocks below the tip 2"):
+    with ChainStore.open(store.path) as reopened, pytest.raises(CorruptStore, match=fault):
         reopened.check()
+
+
+def records(path: Path) -> dict[bytes, bytes]:
+    """Everything in a closed database."""
+    database = plyvel.DB(str(path))
+    found = dict(database.iterator())
+    database.close()
+    return found
+
+
+@pytest.mark.parametrize("height", [0, 1, 2, 3])
+def test_rewinding_leaves_exactly_what_was_there_at_that_height(store: ChainStore, tmp_path: Path, height: int) -> None:
+    extend(store, [10, 20, 30])
+    with ChainStore.create(tmp_path / "shorter", GENESIS) as shorter:
+        extend(shorter, [10, 20, 30][:height])
+        state = shorter.load_state()
+    store.rewind(height, state)
+    assert store.tip().height == height
+    store.close()
+    assert records(store.path) == records(tmp_path / "shorter")
+    with ChainStore.open(store.path) as reopened:
+        reopened.check()
+        extend(reopened, [7])
+
+
+def test_store_with_a_broken_state_is_opened_for_repair_only_and_rewinding_repairs_it(store: ChainStore) -> None:
+    extend(store, [10, 20])
+    state = store.load_state()
+    store.close()
+    change_value(store.path, b"s" + ACCOUNTS.prefix + BOB.account, lambda value: Account(31, 0).to_bytes())
+    with pytest.raises(CorruptStore, match="the stored state has the root"):
+        ChainStore.open(store.path)
+    with ChainStore.open(store.path, is_state_checked=False) as damaged:
+        damaged.rewind(2, state)
+    with ChainStore.open(store.path) as repaired:
+        assert list(repaired.load_state().entries()) == list(state.entries())
 
 
 def read_everything(path: Path) -> None:
@@ -513,6 +561,8 @@ def test_a_frozen_state_stays_what_it_was(store: ChainStore) -> None:
     with store.freeze() as frozen:
         extend(store, [20])
         assert list(frozen.entries()) == before
+        assert frozen.get(ACCOUNTS.prefix + BOB.account) == dict(before)[ACCOUNTS.prefix + BOB.account]
+        assert list(frozen.scan(ACCOUNTS.prefix)) == [entry for entry in before if entry[0].startswith(ACCOUNTS.prefix)]
         assert frozen.header.height == 1
 
 

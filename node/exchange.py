@@ -1,7 +1,8 @@
 """Blobs between nodes: models and probe sets, fetched in checked chunks from whoever has them.
 
-A download resumes after a restart and goes on with the next peer when one fails. What is wrong is noticed with the
-first wrong chunk, since the manifest's hash is the blob's id. The store keeps the files; this module moves them.
+A download resumes after a restart, takes chunks from several peers at once (see `transfer`) and goes on with the next
+when one fails. What is wrong is noticed with the first wrong chunk, since the manifest's hash is the blob's id. The
+store keeps the files; this module moves them.
 """
 
 import logging
@@ -17,17 +18,15 @@ from bflnode.storage.errors import CorruptBlobError, MissingError
 
 from .messages import CHUNKS, MANIFESTS, ChunkRequest, ManifestRequest
 from .network import Network, PeerId, TransportError
+from .transfer import PATIENCE_S, SLOWEST_CHUNK_S, Outlets, Transfer
 
 _log = logging.getLogger(__name__)
 
-REQUEST_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = PATIENCE_S
 """One chunk is 256 KiB: 25 kB/s is the slowest peer worth waiting for."""
 
 RETRY_DELAY_S = 0.25
 """Pause after all peers were asked in vain: a model may be on its way to one of them."""
-
-SLOWEST_CHUNK_S = 0.5
-"""A peer that takes longer for a chunk, on average, gives way to the next one: 500 kB/s. What it sent is kept."""
 
 MAX_PARALLEL_BLOBS = 8
 """Blobs fetched at once: more only compete for the one receiving thread, fewer could all wait for dead peers."""
@@ -38,9 +37,17 @@ MAX_REQUEST_BYTES = 256
 class Exchange:
     """Fetches blobs from peers and serves the own ones."""
 
-    def __init__(self, network: Network, blobs: BlobStore, peers: Callable[[], Iterable[PeerId]]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        blobs: BlobStore,
+        peers: Callable[[], Iterable[PeerId]],
+        also_served: Iterable[BlobStore] = (),
+    ) -> None:
+        """Fetch into `blobs`, and serve what is there or in one of `also_served`."""
         self._network = network
         self._blobs = blobs
+        self._served = (blobs, *also_served)
         self._peers = peers
         self._slots = trio.CapacityLimiter(MAX_PARALLEL_BLOBS)
         self._running: dict[BlobId, trio.Event] = {}
@@ -74,22 +81,22 @@ class Exchange:
 
     async def _try_peers(self, blob: BlobId, max_bytes: int, first: PeerId | None) -> bool:
         peers = sorted(self._peers(), key=lambda peer: peer != first)
-        for peer in peers:
+        while peers:
+            peer = peers.pop(0)
             try:
-                await self._fetch_from(peer, blob, max_bytes)
-            except (TransportError, trio.TooSlowError) as error:
+                if max_bytes <= CHUNK_BYTES and await self._fetch_whole(peer, blob):
+                    return True
+                manifest = await self._request_manifest(peer, blob, max_bytes)
+            except TransportError as error:
                 _log.debug("blob %s not from %s: %s", blob.hex()[:12], peer, error)
             except Rejection as rejection:
                 if rejection.reason is Reason.TOO_LARGE:
                     raise
                 self._network.punish(peer, f"blob {blob.hex()[:12]}: {rejection}")
             else:
-                return True
+                # One that has the manifest has the blob: it comes first, and others help as far as they can.
+                return await self._fetch_chunks(manifest, blob, [peer, *peers])
         return False
-
-    async def _fetch_from(self, peer: PeerId, blob: BlobId, max_bytes: int) -> None:
-        if max_bytes > CHUNK_BYTES or not await self._fetch_whole(peer, blob):
-            await self._fetch_chunks(peer, blob, max_bytes)
 
     async def _fetch_whole(self, peer: PeerId, blob: BlobId) -> bool:
         """Fetch a blob that should be one chunk: its id can be checked without a manifest, in half the requests.
@@ -105,7 +112,7 @@ class Exchange:
             raise Rejection(Reason.WRONG_HASH, blob=blob, size_bytes=len(chunk))
         return False
 
-    async def _fetch_chunks(self, peer: PeerId, blob: BlobId, max_bytes: int) -> None:
+    async def _request_manifest(self, peer: PeerId, blob: BlobId, max_bytes: int) -> BlobManifest:
         response = await self._network.request(
             peer,
             MANIFESTS,
@@ -118,12 +125,21 @@ class Exchange:
             raise Rejection(Reason.MALFORMED, fault="the manifest is of another blob", got=manifest.id, expected=blob)
         if manifest.size > max_bytes:
             raise Rejection(Reason.TOO_LARGE, size=manifest.size, limit=max_bytes)
+        return manifest
+
+    async def _fetch_chunks(self, manifest: BlobManifest, blob: BlobId, peers: list[PeerId]) -> bool:
+        """Fetch the chunks that aren't here yet; what comes is kept for the next attempt if it isn't all."""
         download = await trio.to_thread.run_sync(self._blobs.begin_download, blob, manifest)
-        missing = download.missing()
-        with trio.fail_after(REQUEST_TIMEOUT_S + len(missing) * SLOWEST_CHUNK_S):
-            for index in missing:
-                download.write_chunk(index, await self._request_chunk(peer, blob, index))
+        outlets = Outlets(
+            lambda peer, index: self._request_chunk(peer, blob, index),
+            self._network.punish,
+            patience_s=REQUEST_TIMEOUT_S,
+            slowest_chunk_s=SLOWEST_CHUNK_S,
+        )
+        if not await Transfer(download, peers, outlets).run():
+            return False
         await trio.to_thread.run_sync(download.finish)
+        return True
 
     async def _request_chunk(self, peer: PeerId, blob: BlobId, index: int) -> bytes:
         request = ChunkRequest(blob, index).to_bytes()
@@ -153,15 +169,19 @@ class Exchange:
         if request.index >= chunks:
             raise Rejection(Reason.LIMIT, chunk=request.index, chunks=chunks)
         try:
-            return self._blobs.read_chunk(request.blob, request.index)
+            return self._store_of(request.blob).read_chunk(request.blob, request.index)
         except MissingError as error:
             raise _not_here(request.blob, error) from error
 
     def _manifest(self, blob: BlobId) -> BlobManifest:
         try:
-            return self._blobs.manifest(blob)
+            return self._store_of(blob).manifest(blob)
         except MissingError as error:
             raise _not_here(blob, error) from error
+
+    def _store_of(self, blob: BlobId) -> BlobStore:
+        """The store that has a blob; the first where none does."""
+        return next((store for store in self._served if store.has(blob)), self._blobs)
 
 
 def _not_here(blob: BlobId, error: MissingError) -> Rejection:

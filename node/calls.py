@@ -11,6 +11,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .inspection import Inspector
+from .proofs import proof
 from .refusals import ParameterError
 
 INSPECTIONS: dict[str, Callable[..., Any]] = {
@@ -33,6 +34,7 @@ INSPECTIONS: dict[str, Callable[..., Any]] = {
     "models": Inspector.models,
     "model": Inspector.model,
     "journal": Inspector.journal,
+    "proof": proof,
 }
 """Methods that a stopped home answers as well; CometBFT's names where it has one."""
 

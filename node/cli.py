@@ -12,6 +12,7 @@ from .cli_init import init
 from .cli_models import model
 from .cli_node import health, journal, peers, start, status, stop
 from .cli_options import Root, examples
+from .cli_proof import proof
 from .cli_rewards import reward
 from .cli_testnet import testnet
 
@@ -36,7 +37,7 @@ for _command in (
     *(init, start, stop, status, health, peers, journal),
     *(keys, account, task, queue, transfer),
     *(chain, block, tx, learning_round, learning_rounds, clusters),
-    *(model, reward, testnet, completion),
+    *(model, reward, proof, testnet, completion),
 ):
     bflnode.add_command(_command)
 

@@ -81,6 +81,11 @@ class Inspector:
         self._state = sources.state
 
     @property
+    def sources(self) -> Sources:
+        """What it reads."""
+        return self._sources
+
+    @property
     def account_id(self) -> AccountId:
         """This node's own account."""
         return self._sources.account
@@ -351,7 +356,7 @@ class Inspector:
         Raises:
             InspectionError: there is none with this number.
         """
-        found, owner = self._find_round(number, task)
+        found, owner = self.find_round(number, task)
         journal = [entry for entry in self._sources.journal.entries() if _is_of(entry.task, entry.number, found)]
         return {**inspection_rounds.round_json(found, owner), "own": [asdict(entry) for entry in journal]}
 
@@ -366,7 +371,7 @@ class Inspector:
         Raises:
             InspectionError: no such round, or not aggregated.
         """
-        found, _ = self._find_round(number, task)
+        found, _ = self.find_round(number, task)
         if found.aggregation is None:
             raise InspectionError(f"learning round {found.slot.number} has no clusters: it was not aggregated (yet)")
         return inspection_rounds.clusters_json(found, found.aggregation)
@@ -377,7 +382,7 @@ class Inspector:
         Raises:
             InspectionError: no such round, or not settled yet.
         """
-        found, owner = self._find_round(number, task)
+        found, owner = self.find_round(number, task)
         if isinstance(found, LearningRound):
             running = found.slot.number
             raise InspectionError(
@@ -391,12 +396,17 @@ class Inspector:
         Raises:
             InspectionError: no such round or account.
         """
-        found, owner = self._find_round(number, task)
+        found, owner = self.find_round(number, task)
         account = self.resolve_account(client)
         participant = PARTICIPANTS.get(self._state, participant_key(owner.id, account))
         return inspection_rounds.explain(self._store, found, owner, account, participant)
 
-    def _find_round(self, reference: str, task: str) -> tuple[LearningRound | SettledRound, Task]:
+    def find_round(self, reference: str, task: str) -> tuple[LearningRound | SettledRound, Task]:
+        """A learning round and its task: the round by number, "current" or "latest".
+
+        Raises:
+            InspectionError: there is none with this number.
+        """
         owner = self.resolve_task(task)
         current = current_round(self._state)
         if current is not None and current.slot.task != owner.id:
@@ -432,7 +442,7 @@ class Inspector:
         running = current if current is not None and current.slot.task == owner.id else None
         rounds: list[LearningRound | SettledRound] = [*settled, *([running] if running else [])]
         if number:
-            rounds = [self._find_round(number, task)[0]]
+            rounds = [self.find_round(number, task)[0]]
         return inspection_models.models_json(self._sources.blobs, owner, rounds, with_task=not number)
 
     def model(
@@ -452,7 +462,7 @@ class Inspector:
             found = _by_prefix(identifier.lower(), ids, "model").hex()
             origin = next(model["origin"] for model in known if model["id"] == found)
         elif client or cluster is not None:
-            record, _ = self._find_round(number or "latest", task)
+            record, _ = self.find_round(number or "latest", task)
             account = self.resolve_account(client) if client else None
             chosen = inspection_models.choose(record, account, cluster)
             if chosen is None:

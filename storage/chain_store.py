@@ -412,7 +412,10 @@ class ChainStore:
         value = self._get(VALIDATOR_SET + set_hash)
         if value is None:
             return None
-        found = _validator_set(value)
+        try:
+            found = _validator_set(value)
+        except Rejection as rejection:
+            raise self._corrupt(f"the validators {set_hash.hex()[:16]} can't be read: {rejection}") from rejection
         if found.hash != set_hash:
             raise self._corrupt(f"what is stored as the validators {set_hash.hex()[:16]} has another hash")
         return found

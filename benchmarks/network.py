@@ -182,7 +182,7 @@ def _read_rounds(home: Home) -> tuple[list[SettledRound], list[dict[str, float]]
         for block in store.blocks(1, store.tip().height + 1):
             header = block.header
             context = BlockContext(header.height, header.round, header.time_ms, header.proposer)
-            execution = execute(genesis, tree, context, block.transactions)
+            execution = execute(genesis, tree, context, block.transactions, block.last_commit)
             tree.apply(execution.changes)
             for event in execution.events:
                 if event.kind is EventKind.ROUND_OPENED:

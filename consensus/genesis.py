@@ -16,6 +16,7 @@ from .record_json import RecordJsonError, format_record, parse_record
 from .records import Record
 from .task import Deadlines, ProbeMode, TaskSpecification, Weighting
 from .types import (
+    MAX_ATTENDANCE_WINDOW,
     MAX_CLIENTS,
     MAX_VALIDATORS,
     TOKEN,
@@ -64,7 +65,7 @@ class Parameters(Record):
     transaction waits or a deadline is due. `clock_tolerance_ms` is how far a first proposal's time may be from a
     validator's own clock. `max_step_ms` is how far one block may move the clock of a learning round.
     `propose_timeout_ms` and `vote_timeout_ms` are Tendermint's, for round 0; each further round adds
-    `timeout_step_ms`.
+    `timeout_step_ms`. All times but the time-outs and the clock tolerance are compared with header time.
     """
 
     block_interval_ms: Annotated[int, Between(0, 3_600_000)]
@@ -77,6 +78,16 @@ class Parameters(Record):
     admission_amount: Amount
     copy_memory_rounds: Annotated[int, Between(1, 10_000)]
     """Learning rounds over which a base or output model may not be resubmitted."""
+    minimum_stake: Annotated[int, Between(1, MAX_SUPPLY)]
+    """Fewest bonded micro-tokens of a validator."""
+    unbonding_ms: Annotated[int, Between(1, 365 * 86_400_000)]
+    """How long unbonded tokens stay slashable before they are free."""
+    jail_ms: Annotated[int, Between(1, 365 * 86_400_000)]
+    """How long a jailed validator waits at least before UNJAIL."""
+    attendance_window: Annotated[int, Between(1, MAX_ATTENDANCE_WINDOW)]
+    """Blocks over which missed commits are counted."""
+    missed_to_jail: Annotated[int, Between(1, MAX_ATTENDANCE_WINDOW)]
+    """Commits that a validator must have missed, of the window's, to be jailed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +178,19 @@ def validate_genesis(genesis: Genesis) -> None:
         f"{parameters.heartbeat_ms} is not above block_interval_ms, {parameters.block_interval_ms}",
         "raise it: it is the most time between two blocks, the interval the least",
     )
+    _require(
+        parameters.missed_to_jail <= parameters.attendance_window,
+        "parameters.missed_to_jail",
+        f"{parameters.missed_to_jail} is above attendance_window, {parameters.attendance_window}",
+        "lower it: nobody can miss more commits than are counted",
+    )
+    for index, validator in enumerate(genesis.validators):
+        _require(
+            validator.stake >= parameters.minimum_stake,
+            f"validators[{index}].stake",
+            f"{validator.stake} is below parameters.minimum_stake, {parameters.minimum_stake}",
+            "raise it, or lower the minimum",
+        )
     for index, task in enumerate(genesis.tasks):
         _validate_task(f"tasks[{index}]", task)
     _require(
@@ -194,6 +218,11 @@ def default_parameters() -> Parameters:
         timeout_step_ms=500,
         admission_amount=5 * TOKEN,
         copy_memory_rounds=10,
+        minimum_stake=TOKEN,
+        unbonding_ms=21 * 86_400_000,
+        jail_ms=600_000,
+        attendance_window=100,
+        missed_to_jail=95,
     )
 
 

@@ -11,6 +11,7 @@ How a round opens is in `registration`, how it ends in `settlement`.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import dropwhile
 from typing import assert_never
 
 from .clustering import centroids, cluster, matrix_from_triangle
@@ -18,6 +19,7 @@ from .quorum import ValidatorSet, is_quorum
 from .registration import open_next, tick
 from .rejection import Premature, Reason, Rejection
 from .settlement import salts_hash, settle, void
+from .staking import slash_aggregator
 from .tables import (
     MODELS,
     PARTICIPANTS,
@@ -62,19 +64,21 @@ from .transaction import (
 from .types import AccountId, TransactionId
 from .workspace import EventKind, Workspace
 
+NO_AGGREGATOR = "no aggregator is left in line"
+
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
     """What ends a phase: `expire` at its deadline, `close` as soon as `is_complete`.
 
-    `has_acted` says of a client whether the phase still waits for it: phases that wait for clients have a grace period.
+    Once `is_ripe`, enough is there to go on, and the phase stays open for the grace period only.
     """
 
     duration_ms: Callable[[Deadlines], int]
     is_complete: Callable[[Workspace, LearningRound], bool]
     close: Callable[[Workspace, LearningRound], None]
     expire: Callable[[Workspace, LearningRound], None]
-    has_acted: Callable[[RoundClient], bool] | None = None
+    is_ripe: Callable[[LearningRound], bool] | None = None
 
 
 def advance(work: Workspace) -> None:
@@ -126,6 +130,31 @@ def close_early(work: Workspace) -> None:
         else:
             _start_grace(work, current)
             return
+
+
+def dismiss(work: Workspace, account: AccountId) -> None:
+    """Take a tombstoned account out of the line of aggregators; its aggregation, if there is one, is judged as it is.
+
+    Committee and clients stay as they were at OPEN: a verdict must not depend on who is punished meanwhile.
+    """
+    current = work.round
+    if current is None or current.phase is Phase.ATTEST:
+        return
+    gone, waiting = current.line[: current.acting], current.line[current.acting :]
+    left = tuple(member for member in waiting if member.account != account)
+    if left == waiting:
+        return
+    if _specification(work, current).probe_mode is ProbeMode.AGGREGATOR and current.phase is not Phase.COMMIT:
+        left = tuple(dropwhile(lambda member: member.probe is None, left))
+    work.note(EventKind.AGGREGATOR_REPLACED, current.slot, "tombstoned", account=account)
+    if not left:
+        void(work, current, NO_AGGREGATOR)
+        return
+    changed = replace(current, line=(*gone, *left))
+    if current.phase is Phase.AGGREGATE and changed.aggregator != current.aggregator:
+        _restart(work, changed)
+    else:
+        work.put_round(changed)
 
 
 def _probe(work: Workspace, sender: AccountId, body: Probe) -> None:
@@ -328,13 +357,9 @@ def _extend_or_void(work: Workspace, current: LearningRound, why: str) -> None:
 
 
 def _start_grace(work: Workspace, current: LearningRound) -> None:
-    """Shorten a phase once clients with more than 2/3 of the samples it waits for have acted."""
-    has_acted = PHASES[current.phase].has_acted
-    if has_acted is None or current.is_in_grace:
-        return
-    awaited = [client for client in current.clients if client.is_candidate]
-    acted = sum(client.samples for client in awaited if has_acted(client))
-    if not is_quorum(acted, sum(client.samples for client in awaited)):
+    """Shorten a phase that is ripe."""
+    is_ripe = PHASES[current.phase].is_ripe
+    if is_ripe is None or current.is_in_grace or not is_ripe(current):
         return
     deadlines = _specification(work, current).deadlines
     elapsed_ms = current.clock_ms - current.opened_ms
@@ -342,6 +367,13 @@ def _start_grace(work: Workspace, current: LearningRound) -> None:
     deadline_ms = min(current.deadline_ms, current.clock_ms + grace_ms)
     work.put_round(replace(current, is_in_grace=True, deadline_ms=deadline_ms))
     work.note(EventKind.GRACE_STARTED, current.slot, current.phase.name)
+
+
+def _most_have(current: LearningRound, has_acted: Callable[[RoundClient], bool]) -> bool:
+    """Whether clients with more than 2/3 of the samples that the phase waits for have acted."""
+    awaited = [client for client in current.clients if client.is_candidate]
+    acted = sum(client.samples for client in awaited if has_acted(client))
+    return is_quorum(acted, sum(client.samples for client in awaited))
 
 
 def _exclude(
@@ -481,7 +513,7 @@ def _replace_aggregator(work: Workspace, current: LearningRound, why: str) -> Le
     work.leave_queue(current.aggregator)
     work.note(EventKind.AGGREGATOR_REPLACED, current.slot, why, account=current.aggregator)
     if current.acting + 1 == len(current.line):
-        void(work, current, "no aggregator is left in line")
+        void(work, current, NO_AGGREGATOR)
         return None
     _restart(work, replace(current, acting=current.acting + 1))
     return work.round
@@ -490,13 +522,33 @@ def _replace_aggregator(work: Workspace, current: LearningRound, why: str) -> Le
 def _good_and_bad(current: LearningRound) -> tuple[bool, bool]:
     """Whether more than 2/3 of the committee's stake found the aggregation good, more than 1/3 bad: never both."""
     committee = ValidatorSet(current.committee)
-    good = committee.weight_of(vote.account for vote in current.attestations if vote.fault is Fault.NONE)
-    bad = committee.weight_of(vote.account for vote in current.attestations if vote.fault is not Fault.NONE)
+    good = committee.weight_of(_voters(current, lambda fault: fault is Fault.NONE))
+    bad = committee.weight_of(_voters(current, lambda fault: fault is not Fault.NONE))
     return committee.is_quorum(good), committee.exceeds_third(bad)
 
 
+def _is_condemned(current: LearningRound) -> bool:
+    return _good_and_bad(current)[1]
+
+
+def _has_exact_fault(current: LearningRound) -> bool:
+    """Whether more than 2/3 of the committee's stake found other outputs: an exact fault, which costs stake."""
+    committee = ValidatorSet(current.committee)
+    return committee.is_quorum(committee.weight_of(_voters(current, lambda fault: fault is Fault.OUTPUT_MISMATCH)))
+
+
+def _voters(current: LearningRound, is_counted: Callable[[Fault], bool]) -> tuple[AccountId, ...]:
+    return tuple(vote.account for vote in current.attestations if is_counted(vote.fault))
+
+
 def _is_judged(_: Workspace, current: LearningRound) -> bool:
-    return any(_good_and_bad(current))
+    """Whether the verdict is known; of a bad one also whether it is an exact fault, for which votes may be missing."""
+    is_good, is_bad = _good_and_bad(current)
+    if is_good or not is_bad:
+        return is_good
+    committee = ValidatorSet(current.committee)
+    others = committee.weight_of(_voters(current, lambda fault: fault is not Fault.OUTPUT_MISMATCH))
+    return _has_exact_fault(current) or not committee.is_quorum(committee.total - others)
 
 
 def _close_attest(work: Workspace, current: LearningRound) -> None:
@@ -504,6 +556,9 @@ def _close_attest(work: Workspace, current: LearningRound) -> None:
     if is_good:
         settle(work, current)
         return
+    assert current.aggregation is not None, "ATTEST follows an aggregation"
+    if _has_exact_fault(current):
+        slash_aggregator(work, current.aggregator, current.aggregation.transaction)
     _next_aggregator(
         work,
         replace(current, phase=Phase.AGGREGATE, aggregation=None, attestations=()),
@@ -512,7 +567,10 @@ def _close_attest(work: Workspace, current: LearningRound) -> None:
 
 
 def _expire_attest(work: Workspace, current: LearningRound) -> None:
-    _extend_or_void(work, current, "the committee did not agree about the aggregation")
+    if _is_condemned(current):
+        _close_attest(work, current)
+    else:
+        _extend_or_void(work, current, "the committee did not agree about the aggregation")
 
 
 PHASES = {
@@ -521,14 +579,14 @@ PHASES = {
         is_complete=_all_committed,
         close=_close_commit,
         expire=_expire_commit,
-        has_acted=_has_committed,
+        is_ripe=lambda current: _most_have(current, _has_committed),
     ),
     Phase.REVEAL: _Rules(
         duration_ms=lambda deadlines: deadlines.reveal_ms,
         is_complete=_all_revealed,
         close=_close_reveal,
         expire=_close_reveal,
-        has_acted=_has_revealed,
+        is_ripe=lambda current: _most_have(current, _has_revealed),
     ),
     Phase.AVAILABLE: _Rules(
         duration_ms=lambda deadlines: deadlines.available_ms,
@@ -547,6 +605,7 @@ PHASES = {
         is_complete=_is_judged,
         close=_close_attest,
         expire=_expire_attest,
+        is_ripe=_is_condemned,
     ),
 }
 """What ends each phase, and how."""

@@ -1,14 +1,16 @@
 """The ledger: which transactions and blocks are valid on top of a state, and what they change.
 
-What belongs here: the chain's rules about blocks, accounts and money. The rules of learning are in `registration`,
-`learning_round` and `settlement`; agreement on blocks is in `machine`.
+What belongs here: the chain's rules about blocks, accounts and money. Stake is in `staking`, learning
+in `registration`, `learning_round` and `settlement`; agreement on blocks is in `machine`.
 
-Inside a block the order is: transitions that its header time makes due, its transactions, early closings.
+Inside a block the order is: what its header time makes due, its transactions, early closings. Validators are
+chosen again after each of the first two steps if a stake has changed, so that whatever opens then sees the new ones.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import assert_never
 
 from .block import (
     BLOCK_VERSION,
@@ -23,13 +25,27 @@ from .block import (
     transactions_root,
     vote_payload,
 )
+from .evidence import verify_evidence
 from .genesis import Genesis, task_id, validate_genesis
 from .keys import admission_payload, verify
 from .leaders import current_leader
-from .learning_round import advance, apply, close_early
+from .learning_round import advance, apply, close_early, dismiss
 from .quorum import ValidatorSet
 from .registration import leave, register
 from .rejection import Premature, Reason, Rejection
+from .staking import (
+    begin_block,
+    bond,
+    check_bond,
+    check_tombstone,
+    check_unbond,
+    check_unjail,
+    genesis_stakes,
+    refresh_validators,
+    tombstone,
+    unbond,
+    unjail,
+)
 from .state import Changes, StateReader, StateTree, StateView
 from .tables import (
     ACCOUNTS,
@@ -37,6 +53,7 @@ from .tables import (
     BEACON,
     PREVIOUS_VALIDATORS,
     QUEUE,
+    STAKES,
     SUPPLY,
     TASKS,
     VALIDATORS,
@@ -57,10 +74,15 @@ from .transaction import (
     MAX_TRANSACTION_BYTES,
     Admit,
     Aggregate,
+    Bond,
+    Evidence,
+    StakeBody,
     TaskLeave,
     TaskRegister,
     Transaction,
     Transfer,
+    Unbond,
+    Unjail,
 )
 from .types import MAX_VALIDATORS, AccountId, BlockId, ChainId, Hash, Signature
 from .workspace import BlockContext, Event, Workspace
@@ -100,6 +122,7 @@ def genesis_state(genesis: Genesis) -> StateTree:
         ACCOUNTS.put(view, account, Account(balances.get(account, 0), 0))
     VALIDATORS.put(view, Validators(genesis.validators))
     PREVIOUS_VALIDATORS.put(view, Validators(genesis.validators))
+    genesis_stakes(view, genesis)
     QUEUE.put(view, Queue(genesis.queue))
     BEACON.put(view, Beacon(genesis.beacon))
     ADMISSION_POOL.put(view, Tokens(genesis.admission_pool))
@@ -127,26 +150,29 @@ def genesis_state(genesis: Genesis) -> StateTree:
 
 
 def execute(
-    genesis: Genesis, reader: StateReader, context: BlockContext, transactions: Iterable[Transaction]
+    genesis: Genesis,
+    reader: StateReader,
+    context: BlockContext,
+    transactions: Iterable[Transaction],
+    last_commit: Commit,
 ) -> Execution:
     """Execute a block on its parent's state.
+
+    Args:
+        genesis: of the chain.
+        reader: the state after the parent.
+        context: of the block.
+        transactions: the block's.
+        last_commit: the block's commit of its parent, verified: who is missing there may be jailed.
 
     Raises:
         Rejection: of the first transaction that is invalid, which makes the block invalid.
     """
     work = Workspace(genesis, context, reader)
-    advance(work)
+    _begin(work, last_commit)
     for transaction in transactions:
         _apply_transaction(work, transaction)
-    close_early(work)
     return _finish(work, reader)
-
-
-def select(
-    genesis: Genesis, reader: StateReader, context: BlockContext, candidates: Iterable[Transaction]
-) -> tuple[Transaction, ...]:
-    """The candidates that a proposer may put into a block: valid in this order, and within a block's limits."""
-    return _propose(genesis, reader, context, candidates)[0]
 
 
 def check(genesis: Genesis, reader: StateReader, transaction: Transaction, time_ms: int) -> None:
@@ -179,7 +205,7 @@ def build_block(
         last_commit: of the parent; `block.genesis_commit` for the first block.
         candidates: transactions to put in, in this order; invalid ones are left out.
     """
-    transactions, execution = _propose(genesis, tree, context, candidates)
+    transactions, execution = _propose(genesis, tree, context, candidates, last_commit)
     header = Header(
         version=BLOCK_VERSION,
         chain_id=genesis.chain_id,
@@ -217,7 +243,7 @@ def validate_block(genesis: Genesis, tree: StateTree, parent: Header | None, blo
     _check_proposer(tree, block.header)
     header = block.header
     context = BlockContext(header.height, header.round, header.time_ms, header.proposer)
-    execution = execute(genesis, tree, context, block.transactions)
+    execution = execute(genesis, tree, context, block.transactions, block.last_commit)
     _check_outcome(tree, header, execution)
     return execution
 
@@ -261,24 +287,44 @@ def next_deadline_ms(genesis: Genesis, reader: StateReader) -> int | None:
 
 
 def assert_supply(genesis: Genesis, reader: StateReader) -> None:
-    """Assert that free + bonded + pool + escrows = supply over the whole state."""
-    free = sum(account.balance for _, account in ACCOUNTS.scan(reader))
-    bonded = current_validators(reader).total
-    pool = ADMISSION_POOL.get(reader)
+    """Assert that free + bonded + unbonding + pool + escrows = supply over the whole state."""
     supply = SUPPLY.get(reader)
-    assert pool is not None, "every state has an admission pool"
     assert supply is not None, "every state has a supply"
-    escrows = sum(task.escrow for task in all_tasks(reader))
-    found = free + bonded + pool.amount + escrows
-    assert found == supply.amount == genesis.supply, (free, bonded, pool.amount, escrows, supply.amount)
+    found = money(reader)
+    assert sum(found.values()) == supply.amount == genesis.supply, (found, supply.amount, genesis.supply)
+
+
+def money(reader: StateReader) -> dict[str, int]:
+    """Micro-tokens in a state by where they are: free, bonded, unbonding, pool, escrow."""
+    stakes = [stake for _, stake in STAKES.scan(reader)]
+    pool = ADMISSION_POOL.get(reader)
+    assert pool is not None, "every state has an admission pool"
+    bonded = sum(stake.bonded for stake in stakes)
+    return {
+        "free": sum(account.balance for _, account in ACCOUNTS.scan(reader)),
+        "bonded": bonded,
+        "unbonding": sum(stake.total for stake in stakes) - bonded,
+        "pool": pool.amount,
+        "escrow": sum(task.escrow for task in all_tasks(reader)),
+    }
+
+
+def _begin(work: Workspace, last_commit: Commit) -> None:
+    """Step 1 of a block: what its time and its commit of the parent make due."""
+    begin_block(work, last_commit)
+    advance(work)
 
 
 def _propose(
-    genesis: Genesis, reader: StateReader, context: BlockContext, candidates: Iterable[Transaction]
+    genesis: Genesis,
+    reader: StateReader,
+    context: BlockContext,
+    candidates: Iterable[Transaction],
+    last_commit: Commit,
 ) -> tuple[tuple[Transaction, ...], Execution]:
     """Execute what is valid of the candidates, and within the limits."""
     work = Workspace(genesis, context, reader)
-    advance(work)
+    _begin(work, last_commit)
     chosen: list[Transaction] = []
     room_bytes = MAX_BLOCK_BYTES - BLOCK_OVERHEAD_BYTES
     for transaction in candidates:
@@ -292,11 +338,14 @@ def _propose(
             continue
         chosen.append(transaction)
         room_bytes -= len(transaction.encoded)
-    close_early(work)
     return tuple(chosen), _finish(work, reader)
 
 
 def _finish(work: Workspace, reader: StateReader) -> Execution:
+    """Step 3 of a block, and what it did in all."""
+    refresh_validators(work)
+    close_early(work)
+    refresh_validators(work)
     voted = VALIDATORS.get(reader)
     assert voted is not None, "every state has validators"
     if PREVIOUS_VALIDATORS.get(work.view) != voted:
@@ -320,8 +369,9 @@ def _money(reader: StateReader, changes: Changes) -> int:
         elif key == ADMISSION_POOL.key:
             pool = ADMISSION_POOL.get(reader)
             total += 0 if pool is None else pool.amount
-        elif key == VALIDATORS.key:
-            total += current_validators(reader).total
+        elif key.startswith(STAKES.prefix):
+            stake = STAKES.get(reader, key[len(STAKES.prefix) :])
+            total += 0 if stake is None else stake.total
     return total
 
 
@@ -345,6 +395,13 @@ def _apply_transaction(work: Workspace, transaction: Transaction) -> None:
             _require_payment(work, transaction)
             leave(work, transaction.sender, body)
             _pay_fee(work, transaction)
+        case Bond() | Unbond() | Unjail():
+            _change_stake(work, transaction, body)
+        case Evidence():
+            verify_evidence(work.genesis.chain_id, body)
+            check_tombstone(work, body.offender)
+            tombstone(work, body.offender, transaction.id)
+            dismiss(work, body.offender)
         case _:
             apply(work, transaction, body)
 
@@ -368,10 +425,36 @@ def _transfer(work: Workspace, transaction: Transaction, body: Transfer) -> None
     if ACCOUNTS.get(work.view, body.to) is None:
         raise Rejection(Reason.UNKNOWN_ACCOUNT, account=body.to)
     _pay_fee(work, transaction)
-    sender = ACCOUNTS.get(work.view, transaction.sender)
-    assert sender is not None, "checked above"
-    ACCOUNTS.put(work.view, transaction.sender, replace(sender, balance=sender.balance - body.amount))
+    _debit(work, transaction.sender, body.amount)
     work.credit(body.to, body.amount)
+
+
+def _debit(work: Workspace, account: AccountId, amount: int) -> None:
+    """Take what `_require_payment` has checked."""
+    record = ACCOUNTS.get(work.view, account)
+    assert record is not None, "checked by _require_payment"
+    ACCOUNTS.put(work.view, account, replace(record, balance=record.balance - amount))
+
+
+def _change_stake(work: Workspace, transaction: Transaction, body: StakeBody) -> None:
+    sender = transaction.sender
+    _require_payment(work, transaction, body.amount if isinstance(body, Bond) else 0)
+    match body:
+        case Bond(amount):
+            check_bond(work, sender)
+            _pay_fee(work, transaction)
+            _debit(work, sender, amount)
+            bond(work, sender, amount)
+        case Unbond(amount):
+            check_unbond(work, sender, amount)
+            _pay_fee(work, transaction)
+            unbond(work, sender, amount)
+        case Unjail():
+            check_unjail(work, sender)
+            _pay_fee(work, transaction)
+            unjail(work, sender)
+        case _:
+            assert_never(body)
 
 
 def _require_payment(work: Workspace, transaction: Transaction, amount: int = 0) -> None:

@@ -3,8 +3,12 @@
 What belongs here: tables, cells and the small records that only state holds. What doesn't: rules that change them.
 
     account/<account>               balance and nonce
+    stake/<account>                 bonded and unbonding tokens, jail, tombstone
+    offence/<account><height><kind> what an account was slashed for, for ever
     cell/validators                 who votes on the next block
     cell/previous-validators        who voted on the last one
+    cell/attendance                 who missed which of the last commits
+    cell/next-release               when the next unbonded tokens become free
     cell/queue                      CACC's packing queue
     cell/beacon                     the last beacon
     cell/admission-pool             what is left for new accounts
@@ -17,6 +21,7 @@ What belongs here: tables, cells and the small records that only state holds. Wh
 """
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Annotated
 
 from .block import Validator
@@ -24,7 +29,21 @@ from .quorum import ValidatorSet
 from .records import Record
 from .state import Cell, StateReader, Table
 from .task import LearningRound, Participant, SettledRound, Task
-from .types import MAX_VALIDATORS, AccountId, Amount, AtMost, BlobId, Hash, Unsigned
+from .types import (
+    MAX_ATTENDANCE_WINDOW,
+    MAX_VALIDATORS,
+    AccountId,
+    Amount,
+    AtMost,
+    BlobId,
+    Hash,
+    Milliseconds,
+    TransactionId,
+    Unsigned,
+)
+
+MAX_UNBONDING = 16
+"""Amounts of one account that unbond at once: bounds a record; who wants more waits for the oldest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +52,82 @@ class Account(Record):
 
     balance: Amount
     nonce: Unsigned
+
+
+@dataclass(frozen=True, slots=True)
+class Unbonding(Record):
+    """Tokens that left a stake and become free at a header time; until then they can be slashed."""
+
+    amount: Amount
+    release_ms: Milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Stake(Record):
+    """What an account has at stake, and whether it may vote; see `staking`.
+
+    `jailed_until_ms` is None outside jail, else the earliest header time of an UNJAIL. A tombstone is for ever.
+    """
+
+    bonded: Amount
+    unbonding: Annotated[tuple[Unbonding, ...], AtMost(MAX_UNBONDING)]
+    jailed_until_ms: Milliseconds | None
+    is_tombstoned: bool
+
+    @property
+    def total(self) -> int:
+        """Everything that can be slashed."""
+        return self.bonded + sum(entry.amount for entry in self.unbonding)
+
+
+NO_STAKE = Stake(0, (), None, False)
+
+
+class OffenceKind(IntEnum):
+    """What an account was slashed for."""
+
+    DOUBLE_SIGN = 1
+    """Two different messages for one slot of agreement."""
+    WRONG_OUTPUT = 2
+    """An aggregation whose outputs aren't the means of the models: an exact fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offence(Record):
+    """A punishment: `transaction` is the EVIDENCE, or the AGGREGATE that was found wrong."""
+
+    kind: OffenceKind
+    time_ms: Milliseconds
+    slashed: Amount
+    transaction: TransactionId
+
+
+@dataclass(frozen=True, slots=True)
+class Attended(Record):
+    """A validator's missed commits as a big-endian bitmap: the lowest bit is the last block's commit."""
+
+    account: AccountId
+    missed: Annotated[bytes, AtMost(MAX_ATTENDANCE_WINDOW // 8)]
+
+    @property
+    def count(self) -> int:
+        """Commits missed within the window."""
+        return int.from_bytes(self.missed, "big").bit_count()
+
+
+@dataclass(frozen=True, slots=True)
+class Attendance(Record):
+    """Who missed which commits: validators by key, and for each bit the proposer that recorded it, latest first."""
+
+    proposers: Annotated[tuple[AccountId, ...], AtMost(MAX_ATTENDANCE_WINDOW)]
+    members: Annotated[tuple[Attended, ...], AtMost(MAX_VALIDATORS)]
+
+
+@dataclass(frozen=True, slots=True)
+class Time(Record):
+    """A header time."""
+
+    time_ms: Milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +171,10 @@ class SeenModel(Record):
 
 
 ACCOUNTS = Table(b"account/", Account)
+STAKES = Table(b"stake/", Stake)
+OFFENCES = Table(b"offence/", Offence)
+ATTENDANCE = Cell(b"cell/attendance", Attendance)
+NEXT_RELEASE = Cell(b"cell/next-release", Time)
 VALIDATORS = Cell(b"cell/validators", Validators)
 PREVIOUS_VALIDATORS = Cell(b"cell/previous-validators", Validators)
 QUEUE = Cell(b"cell/queue", Queue)
@@ -102,6 +201,23 @@ def settled_key(task: Hash, number: int) -> bytes:
 def model_key(task: Hash, model: BlobId) -> bytes:
     """Key of a model in MODELS."""
     return task + model
+
+
+def offence_key(account: AccountId, height: int, kind: OffenceKind) -> bytes:
+    """Key of an offence in OFFENCES; those of an account are under its key, in order of height."""
+    return account + height.to_bytes(8, "big") + bytes([kind])
+
+
+def stake_of(reader: StateReader, account: AccountId) -> Stake:
+    """What an account has at stake."""
+    return STAKES.get(reader, account) or NO_STAKE
+
+
+def current_attendance(reader: StateReader) -> Attendance:
+    """Who missed which of the last commits."""
+    record = ATTENDANCE.get(reader)
+    assert record is not None, "every state has an attendance"
+    return record
 
 
 def current_validators(reader: StateReader) -> ValidatorSet:

@@ -18,11 +18,13 @@ from .records import Record
 from .rejection import Reason, Rejection
 from .types import (
     MAX_CLIENTS,
+    MAX_INTEGER,
     AccountId,
     Amount,
     AtMost,
     Between,
     BlobId,
+    BlockId,
     ChainId,
     Hash,
     Milliseconds,
@@ -64,6 +66,10 @@ class Kind(IntEnum):
     AVAILABLE = 8
     AGGREGATE = 9
     ATTEST = 10
+    BOND = 11
+    UNBOND = 12
+    UNJAIL = 13
+    EVIDENCE = 14
 
 
 class Fault(IntEnum):
@@ -114,6 +120,57 @@ class TaskLeave(Record):
     """Stop taking part in a task after the current learning round."""
 
     task: Hash
+
+
+@dataclass(frozen=True, slots=True)
+class Bond(Record):
+    """Move free tokens into the sender's stake."""
+
+    amount: Annotated[int, Between(1, MAX_INTEGER)]
+
+
+@dataclass(frozen=True, slots=True)
+class Unbond(Record):
+    """Take tokens out of the sender's stake; they are free after the unbonding time."""
+
+    amount: Annotated[int, Between(1, MAX_INTEGER)]
+
+
+@dataclass(frozen=True, slots=True)
+class Unjail(Record):
+    """End the sender's time in jail once it may."""
+
+
+class SignedKind(IntEnum):
+    """What a validator signs in agreement, at most once for each height and round; votes are numbered as in them."""
+
+    PROPOSAL = 0
+    PREVOTE = 1
+    PRECOMMIT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Statement(Record):
+    """What differs between two messages signed for one slot; `valid_round` is a proposal's, -1 in votes."""
+
+    block_id: BlockId
+    valid_round: Annotated[int, Between(-1, MAX_INTEGER)]
+    signature: Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence(Record):
+    """Two statements that one key signed for one height, round and kind; `first` is the lower one.
+
+    What makes it a proof is said in `evidence`.
+    """
+
+    offender: AccountId
+    kind: SignedKind
+    height: Unsigned
+    round: Unsigned
+    first: Statement
+    second: Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +252,9 @@ class Attest(Record):
     flags: Annotated[bytes, AtMost(MAX_BITMAP_BYTES)]
 
 
-Body: TypeAlias = Transfer | Admit | TaskRegister | TaskLeave | Probe | Commit | Reveal | Available | Aggregate | Attest
+StakeBody: TypeAlias = Bond | Unbond | Unjail
 RoundBody: TypeAlias = Probe | Commit | Reveal | Available | Aggregate | Attest
+Body: TypeAlias = Transfer | Admit | TaskRegister | TaskLeave | StakeBody | Evidence | RoundBody
 
 BODIES: dict[Kind, type[Body]] = {
     Kind.TRANSFER: Transfer,
@@ -209,9 +267,16 @@ BODIES: dict[Kind, type[Body]] = {
     Kind.AVAILABLE: Available,
     Kind.AGGREGATE: Aggregate,
     Kind.ATTEST: Attest,
+    Kind.BOND: Bond,
+    Kind.UNBOND: Unbond,
+    Kind.UNJAIL: Unjail,
+    Kind.EVIDENCE: Evidence,
 }
 KINDS = {body: kind for kind, body in BODIES.items()}
 ROUND_KINDS = frozenset({Kind.PROBE, Kind.COMMIT, Kind.REVEAL, Kind.AVAILABLE, Kind.AGGREGATE, Kind.ATTEST})
+"""Kinds that belong to a learning round."""
+
+FREE_KINDS = ROUND_KINDS | {Kind.ADMIT, Kind.EVIDENCE}
 """Kinds without nonce, fee and expiry: state bounds and de-duplicates them."""
 
 
@@ -231,8 +296,8 @@ class _Payload(Record):
 class Transaction(Record):
     """A signed transaction.
 
-    `nonce`, `fee` and `valid_until_ms` are 0 in round transactions and in ADMIT. `valid_until_ms` is compared with
-    header time; 0 means that it never expires.
+    `nonce`, `fee` and `valid_until_ms` are 0 in the kinds of FREE_KINDS. `valid_until_ms` is compared with header time;
+    0 means that it never expires.
     """
 
     sender: AccountId
@@ -248,9 +313,9 @@ class Transaction(Record):
         return KINDS[type(self.body)]
 
     @property
-    def is_round_transaction(self) -> bool:
-        """Whether it belongs to a learning round, and so has no nonce."""
-        return self.kind in ROUND_KINDS
+    def has_nonce(self) -> bool:
+        """Whether it uses up a nonce of its sender."""
+        return self.kind not in FREE_KINDS
 
     @cached_property
     def payload(self) -> bytes:
@@ -292,7 +357,7 @@ class Transaction(Record):
         if type(signature) is not bytes or len(signature) != 64:
             raise Rejection(Reason.MALFORMED, field=f"{name}.signature", expected="64 bytes")
         body = BODIES[head.kind].from_value(payload[6], f"{name}.{head.kind.name}")
-        if head.kind in ROUND_KINDS | {Kind.ADMIT} and (head.nonce, head.fee, head.valid_until_ms) != (0, 0, 0):
+        if head.kind in FREE_KINDS and (head.nonce, head.fee, head.valid_until_ms) != (0, 0, 0):
             raise Rejection(Reason.MALFORMED, field=name, fault=f"{head.kind.name} has no nonce, fee or expiry")
         return cls(head.sender, head.nonce, head.fee, head.valid_until_ms, body, Signature(signature))
 

@@ -55,6 +55,9 @@ MAX_CLIENTS = 256
 MAX_VALIDATORS = 256
 """Validators of a network: a commit of 256 signatures is 18 KiB."""
 
+MAX_ATTENDANCE_WINDOW = 1024
+"""Most blocks over which attendance is counted: 128 bytes for each validator, 34 kB for their proposers."""
+
 Unsigned = Annotated[int, Between(0, MAX_INTEGER)]
 Amount = Annotated[int, Between(0, MAX_INTEGER)]
 """Micro-tokens; 1 token = 10**6."""

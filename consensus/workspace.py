@@ -9,7 +9,19 @@ from enum import StrEnum
 
 from .genesis import Genesis
 from .state import Changes, StateReader, StateView
-from .tables import ACCOUNTS, QUEUE, ROUNDS, TASKS, Account, Queue, current_queue, current_round
+from .tables import (
+    ACCOUNTS,
+    NO_STAKE,
+    QUEUE,
+    ROUNDS,
+    STAKES,
+    TASKS,
+    Account,
+    Queue,
+    Stake,
+    current_queue,
+    current_round,
+)
 from .task import LearningRound, Task
 from .transaction import Slot
 from .types import AccountId, Amount, Hash
@@ -26,7 +38,7 @@ class BlockContext:
 
 
 class EventKind(StrEnum):
-    """What happened to a task, for logs and statistics: nothing in consensus reads it."""
+    """What happened to a task or a validator, for logs and statistics: nothing in consensus reads it."""
 
     ROUND_OPENED = "round-opened"
     PHASE_CHANGED = "phase-changed"
@@ -39,14 +51,18 @@ class EventKind(StrEnum):
     TASK_WAITING = "task-waiting"
     TASK_DONE = "task-done"
     TASK_CANCELLED = "task-cancelled"
+    JAILED = "jailed"
+    UNJAILED = "unjailed"
+    SLASHED = "slashed"
+    TOMBSTONED = "tombstoned"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that a block did to a task's learning round; `detail` is for people."""
+    """Something that a block did to a learning round, or (without a slot) to a validator; `detail` is for people."""
 
     kind: EventKind
-    slot: Slot
+    slot: Slot | None
     account: AccountId | None
     detail: str
 
@@ -63,6 +79,7 @@ class Workspace:
         context: of the block.
         view: the state with the changes so far, but those of the running learning round.
         events: what happened so far, in order.
+        are_stakes_changed: whether a stake changed since `staking` chose the validators.
     """
 
     def __init__(self, genesis: Genesis, context: BlockContext, reader: StateReader) -> None:
@@ -70,6 +87,7 @@ class Workspace:
         self.context = context
         self.view = StateView(reader)
         self.events: list[Event] = []
+        self.are_stakes_changed = False
         self._round = current_round(reader)
         self._is_round_changed = False
 
@@ -120,12 +138,22 @@ class Workspace:
         record = ACCOUNTS.get(self.view, account) or Account(0, 0)
         ACCOUNTS.put(self.view, account, replace(record, balance=record.balance + amount))
 
+    def put_stake(self, account: AccountId, stake: Stake) -> None:
+        """Record what an account has at stake."""
+        if stake == NO_STAKE:
+            STAKES.delete(self.view, account)
+        else:
+            STAKES.put(self.view, account, stake)
+        self.are_stakes_changed = True
+
     def leave_queue(self, account: AccountId) -> None:
         """Take an account out of the packing queue, if it is there."""
         queue = current_queue(self.view)
         if account in queue:
             QUEUE.put(self.view, Queue(tuple(member for member in queue if member != account)))
 
-    def note(self, kind: EventKind, slot: Slot, detail: str = "", *, account: AccountId | None = None) -> None:
+    def note(
+        self, kind: EventKind, slot: Slot | None = None, detail: str = "", *, account: AccountId | None = None
+    ) -> None:
         """Add an event."""
         self.events.append(Event(kind, slot, account, detail))

@@ -25,7 +25,7 @@ from bflnode.consensus.duties import (
 )
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.tables import ACCOUNTS, current_validators
-from bflnode.consensus.transaction import ROUND_KINDS, Body, Kind, Transaction, sign_transaction
+from bflnode.consensus.transaction import FREE_KINDS, Body, Transaction, sign_transaction
 from bflnode.consensus.types import Signature
 from bflnode.storage.errors import MissingError
 
@@ -168,7 +168,7 @@ class Participant:
     def _sign(self, body: Body) -> Transaction:
         """Sign a duty's transaction; those outside learning rounds take the account's next nonce."""
         chain_id = self._chain.genesis.chain_id
-        if bodies.KINDS[type(body)] in ROUND_KINDS | {Kind.ADMIT}:
+        if bodies.KINDS[type(body)] in FREE_KINDS:
             return sign_transaction(self._key, chain_id, body)
         account = ACCOUNTS.get(self._chain.tree, self._key.account)
         return sign_transaction(self._key, chain_id, body, nonce=account.nonce if account is not None else 0)

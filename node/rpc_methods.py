@@ -190,7 +190,7 @@ class RpcMethods:
         waiting = [
             transaction.nonce + 1
             for transaction in self._node.mempool.candidates()
-            if transaction.sender == sender and not transaction.is_round_transaction
+            if transaction.sender == sender and transaction.has_nonce
         ]
         return {**answer, "next_nonce": max([answer["nonce"], *waiting])}
 

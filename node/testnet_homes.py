@@ -332,10 +332,15 @@ def _make_genesis(
 
 
 def _local_parameters(validators: int) -> Parameters:
-    """Time-outs for nodes that share one machine: what each of them needs grows with their number."""
+    """Time-outs for nodes that share one machine: what each of them needs grows with their number.
+
+    Bonds and jail end after minutes and not after weeks, so that one can see it happen.
+    """
     return replace(
         default_parameters(),
         admission_amount=STAKE,
+        unbonding_ms=300_000,
+        jail_ms=60_000,
         propose_timeout_ms=1_500 + 100 * validators,
         vote_timeout_ms=500 + 100 * validators,
         timeout_step_ms=500 + 50 * validators,

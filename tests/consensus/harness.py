@@ -109,6 +109,11 @@ PARAMETERS = Parameters(
     timeout_step_ms=500,
     admission_amount=5 * TOKEN,
     copy_memory_rounds=3,
+    minimum_stake=1,
+    unbonding_ms=60_000,
+    jail_ms=10_000,
+    attendance_window=100,
+    missed_to_jail=95,
 )
 
 SPECIFICATION = TaskSpecification(
@@ -312,7 +317,7 @@ class Harness:
     def block(self, *transactions: Transaction, after_ms: int = 100, round_: int = 0) -> tuple[Event, ...]:
         """Make a block of exactly these transactions; the first invalid one raises its rejection."""
         context = self.context(after_ms, round_)
-        execute(self.genesis, self.tree, context, transactions)
+        execute(self.genesis, self.tree, context, transactions, self.last_commit)
         return self._append(transactions, context)
 
     def offer(self, *transactions: Transaction, after_ms: int = 100, round_: int = 0) -> tuple[Transaction, ...]:
@@ -334,7 +339,7 @@ class Harness:
         found: list[Rejection] = []
         for attempt in (
             lambda: check(self.genesis, self.tree, transaction, self.now_ms),
-            lambda: execute(self.genesis, self.tree, context, [transaction]),
+            lambda: execute(self.genesis, self.tree, context, [transaction], self.last_commit),
         ):
             try:
                 attempt()

@@ -691,7 +691,7 @@ def test_bad_verdicts_of_more_than_a_third_replace_the_aggregator() -> None:
     """AGGREGATE voted bad: unpaid, out of the queue, next in line."""
     harness = at_phase(Phase.ATTEST, queue=(2, 3, 1))
     included = harness.round.included
-    harness.block(harness.attest(0, Fault.OUTPUT_MISMATCH))
+    harness.block(harness.attest(0, Fault.PROBE_UNAVAILABLE))
     assert harness.phase is Phase.ATTEST
     harness.block(harness.attest(1, Fault.MATRIX_MISMATCH))
     current = harness.round
@@ -723,10 +723,10 @@ def test_neither_good_nor_bad_is_extended_once_then_void() -> None:
 def test_attest_is_one_per_aggregate_it_judges() -> None:
     """ATTEST one per AGGREGATE it judges."""
     harness = at_phase(Phase.ATTEST, queue=(2, 3, 1))
-    harness.block(harness.attest(0, Fault.OUTPUT_MISMATCH))
+    harness.block(harness.attest(0, Fault.MATRIX_MISMATCH))
     assert refusal(harness, harness.attest(0)) == (Rejection, Reason.DUPLICATE)
     old = harness.attest(3)
-    harness.block(harness.attest(1, Fault.OUTPUT_MISMATCH))
+    harness.block(harness.attest(1, Fault.MATRIX_MISMATCH))
     assert refusal(harness, old) == (Premature, Reason.WRONG_PHASE)
     harness.block(harness.aggregate(3))
     assert refusal(harness, old) == (Rejection, Reason.WRONG_AGGREGATE)

@@ -22,7 +22,6 @@ from bflnode.consensus.ledger import (
     execute,
     genesis_state,
     next_deadline_ms,
-    select,
     validate_block,
     verify_commit,
 )
@@ -239,7 +238,7 @@ def test_invalid_transaction_makes_the_block_invalid() -> None:
 def test_rejected_transaction_changes_nothing() -> None:
     harness = Harness()
     harness.register_all()
-    empty = execute(harness.genesis, harness.tree, harness.context(), ()).changes
+    empty = execute(harness.genesis, harness.tree, harness.context(), (), harness.last_commit).changes
     bad = [
         harness.transfer(0, harness.account(1), 5_000),
         harness.transfer(0, OUTSIDER.account, 1),
@@ -256,7 +255,7 @@ def test_select_keeps_what_is_valid_in_order() -> None:
     harness = Harness()
     first, second = (harness.transfer(0, harness.account(1), 1, nonce=nonce) for nonce in range(2))
     other = harness.transfer(2, harness.account(1), 1)
-    chosen = select(harness.genesis, harness.tree, harness.context(), [second, other, first, first, second])
+    chosen = harness.build(harness.context(), [second, other, first, first, second])[0].transactions
     assert chosen == (other, first, second)
 
 

@@ -68,6 +68,11 @@ PARAMETERS = Parameters(
     timeout_step_ms=100,
     admission_amount=5,
     copy_memory_rounds=5,
+    minimum_stake=1,
+    unbonding_ms=60_000,
+    jail_ms=10_000,
+    attendance_window=100,
+    missed_to_jail=95,
 )
 HEIGHT = 1
 ZERO = Hash(bytes(32))

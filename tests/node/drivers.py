@@ -35,6 +35,11 @@ PARAMETERS = Parameters(
     timeout_step_ms=200,
     admission_amount=TOKEN,
     copy_memory_rounds=3,
+    minimum_stake=1,
+    unbonding_ms=60_000,
+    jail_ms=10_000,
+    attendance_window=100,
+    missed_to_jail=95,
 )
 
 

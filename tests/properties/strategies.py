@@ -14,7 +14,7 @@ import bflnode.consensus
 from bflnode.consensus.blob import CHUNK_BYTES, MAX_BLOB_BYTES, BlobManifest, chunk_count
 from bflnode.consensus.encoding import Value
 from bflnode.consensus.records import Record
-from bflnode.consensus.transaction import BODIES, ROUND_KINDS, Kind, Transaction
+from bflnode.consensus.transaction import BODIES, FREE_KINDS, Kind, Transaction
 from bflnode.consensus.types import FIXED_SIZES, AtMost, Between, Hash, Signature
 
 RecordType = TypeVar("RecordType", bound=Record)
@@ -80,7 +80,7 @@ def transactions(draw: st.DrawFn) -> Transaction:
     """Well-formed transactions; their signatures are noise."""
     kind = draw(st.sampled_from(Kind))
     body: Any = draw(records(BODIES[kind]))
-    has_head = kind not in ROUND_KINDS | {Kind.ADMIT}
+    has_head = kind not in FREE_KINDS
     number = st.integers(0, 2**63 - 1) if has_head else st.just(0)
     signature = Signature(draw(st.binary(min_size=64, max_size=64)))
     sender = draw(st.binary(min_size=32, max_size=32))

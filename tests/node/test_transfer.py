@@ -125,7 +125,7 @@ async def test_a_silent_peer_holds_up_the_end_for_a_moment_only(blobs: BlobStore
 async def test_a_peer_that_dribbles_gives_way_to_one_that_has_not_been_asked(
     blobs: BlobStore, autojump_clock: object
 ) -> None:
-    slow = {f"slow{number}": after(1.5) for number in range(MAX_SOURCES)}
+    slow = {f"slow{number}": after(5) for number in range(MAX_SOURCES)}
     peers = Peers(blobs, **slow, good=after(0.01))
     assert await peers.fetch(patience_s=2.0)
     assert peers.sent["good"] > CHUNKS / 2

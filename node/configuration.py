@@ -6,12 +6,15 @@ Only what a node may choose by itself; what all nodes must agree on is in the ge
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from .home import Home, HomeError
 
 Port = Annotated[int, Field(ge=0, le=65_535)]
+
+MAX_NAME_SHOWN = 80
+"""Characters of an unknown setting's name that an error repeats."""
 
 
 class _Section(BaseModel):
@@ -48,6 +51,16 @@ class Training(_Section):
     """Also train a model on the own data alone each round, to compare with what the network gives."""
 
 
+class Storage(_Section):
+    """What stays on this disk; the chain itself always does."""
+
+    keep_rounds: Annotated[int, Field(ge=0, le=1_000_000)] = 50
+    """Settled learning rounds of each task whose models and journal entries stay, 0 for all. 50 are a whole task of the
+    paper: it can be executed again from the first round on, and a node that runs for years fills no disk."""
+    blob_quota: Annotated[ByteSize, Field(ge=0)] = ByteSize(0)
+    """Most bytes of models, such as "10GiB"; 0 for as many as the disk holds."""
+
+
 class Configuration(BaseSettings):
     """All settings of a node."""
 
@@ -64,6 +77,7 @@ class Configuration(BaseSettings):
     p2p: PeerToPeer = PeerToPeer()
     rpc: RemoteProcedureCalls = RemoteProcedureCalls()
     training: Training = Training()
+    storage: Storage = Storage()
 
     @classmethod
     def settings_customise_sources(
@@ -99,13 +113,20 @@ def load_configuration(home: Home, flags: dict[str, Any] | None = None) -> Confi
         return FromFile(**(flags or {}))
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = _shown(".".join(str(part) for part in first["loc"]))
         what = "there is no such setting, correct or remove it" if first["type"] == "extra_forbidden" else first["msg"]
         raise HomeError(f"setting {where or 'value'}: {what} (flags, BFLNODE_* or {file})") from error
     except ValueError as error:
         raise HomeError(f"{file} is not valid TOML: {error}") from error
+    except RecursionError as error:
+        raise HomeError(f"{file} is not a file of settings: its brackets are nested too deep") from error
     except OSError as error:
         raise HomeError(f"cannot read the settings {file}: {error.strerror}") from error
+
+
+def _shown(name: str) -> str:
+    """A setting's name as written, unless it would fill or rewrite a terminal."""
+    return name if len(name) <= MAX_NAME_SHOWN and name.isprintable() else ascii(name[:MAX_NAME_SHOWN])
 
 
 def shard_path(home: Home, configuration: Configuration) -> Path:

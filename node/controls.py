@@ -14,7 +14,7 @@ import trio
 from bflnode.consensus.task import TaskSpecification
 from bflnode.consensus.transaction import Slot
 from bflnode.consensus.types import BlobId
-from bflnode.storage.errors import MissingError
+from bflnode.storage.errors import MissingError, QuotaError
 
 from .duty_work import Tools, training_job
 from .trainer import Trainer, TrainerError
@@ -59,7 +59,7 @@ class Controls:
                 continue
             try:
                 await self._measure(trained)
-            except (TrainerError, MissingError) as error:
+            except (TrainerError, MissingError, QuotaError) as error:
                 _log.warning("learning round %d is not measured: %s", trained.slot.number, error)
 
     async def _measure(self, trained: Trained) -> None:

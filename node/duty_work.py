@@ -45,7 +45,7 @@ from bflnode.fl.architectures import UnknownArchitecture, architecture
 from bflnode.fl.samples import DatasetError, load_shard
 from bflnode.fl.weights import InvalidWeights, parse
 from bflnode.storage.blob_store import BlobStore
-from bflnode.storage.errors import MissingError, from_os_error
+from bflnode.storage.errors import MissingError, QuotaError, from_os_error
 
 from .exchange import Exchange
 from .journal import Journal
@@ -269,6 +269,9 @@ class DutyWork:
                 await trio.to_thread.run_sync(check)
             except MissingError as error:
                 _log.warning("fetching the model of %s again: %s", offered.account.hex()[:12], error)
+            except QuotaError as error:
+                _log.error("the model of %s is not fetched: %s", offered.account.hex()[:12], error)
+                return False
             except (InvalidWeights, Rejection) as fault:
                 _log.warning("the model of %s is not one of this task: %s", offered.account.hex()[:12], fault)
                 return False

@@ -6,6 +6,7 @@ COMMIT and REVEAL finds its model here; people read the accuracies here. A damag
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,17 +64,21 @@ class Journal:
 
     def entry(self, slot: Slot) -> RoundEntry:
         """The entry of an attempt; an empty one where there is none."""
-        path = self._path(slot.task.hex(), slot.number, slot.attempt)
-        return self._read(path) or RoundEntry(slot.task.hex(), slot.number, slot.attempt)
+        empty = RoundEntry(slot.task.hex(), slot.number, slot.attempt)
+        found = self._read(self._path(empty.task, empty.number, empty.attempt))
+        if found is None or (found.task, found.number, found.attempt) != (empty.task, empty.number, empty.attempt):
+            return empty
+        return found
 
     def update(self, slot: Slot, **facts: object) -> RoundEntry:
-        """Add facts to the entry of an attempt and make them durable."""
-        entry = replace(self.entry(slot), **facts)  # type: ignore[arg-type]  # facts are fields of RoundEntry
+        """Add facts to the entry of an attempt and make them durable. A number that isn't finite is no fact."""
+        known = {name: None if _is_not_finite(fact) else fact for name, fact in facts.items()}
+        entry = replace(self.entry(slot), **known)  # type: ignore[arg-type]  # facts are fields of RoundEntry
         path = self._path(entry.task, entry.number, entry.attempt)
         temporary = path.with_suffix(".tmp")
         with _disk(path, "writing what this node did in a round"):
             with temporary.open("w", encoding="utf-8") as file:
-                json.dump(asdict(entry), file)
+                json.dump(asdict(entry), file, allow_nan=False)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.rename(path)
@@ -90,6 +95,12 @@ class Journal:
                 key=lambda entry: (entry.task, entry.number, entry.attempt),
             )
         )
+
+    def delete(self, entry: RoundEntry) -> None:
+        """Remove an entry; one that isn't there is no fault."""
+        path = self._path(entry.task, entry.number, entry.attempt)
+        with _disk(path, "removing what this node did in a round"):
+            path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> RoundEntry | None:
         """The entry in a file; None where there is no file, or somebody damaged it."""
@@ -109,7 +120,10 @@ class Journal:
 
 def _parse(data: bytes) -> RoundEntry:
     """Read an entry; raises ValueError, of which bad JSON and bad UTF-8 are kinds."""
-    content = json.loads(data)
+    try:
+        content = json.loads(data, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("brackets nested too deep") from error
     types = get_type_hints(RoundEntry)
     if not isinstance(content, dict) or not {"task", "number", "attempt"} <= content.keys() <= types.keys():
         raise ValueError("other fields than those of an entry")
@@ -120,6 +134,15 @@ def _parse(data: bytes) -> RoundEntry:
     for name in ("model", "base"):
         bytes.fromhex(content.get(name) or "")
     return RoundEntry(**content)
+
+
+def _refuse_constant(name: str) -> float:
+    """NaN and infinities are no JSON, and could not be handed on as such."""
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _is_not_finite(fact: object) -> bool:
+    return isinstance(fact, float) and not math.isfinite(fact)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from bflnode.consensus.agreement import MAX_STATUS_BYTES, Status, Step
 from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote
 from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.tables import current_validators
-from bflnode.storage.blob_store import BlobStore
+from bflnode.storage.blob_store import BlobStore, Quota
 from bflnode.storage.home_lock import HomeLock
 from bflnode.storage.signer_wal import SignerWal
 
@@ -55,6 +55,7 @@ from .network import Network, NetworkConfig, PeerId, TransportError, open_networ
 from .node_clock import now_ms
 from .participant import Participant
 from .peers import Peers
+from .pruning import Pruner
 from .stored_chain import open_store
 from .synchroniser import Synchroniser, serve_blocks
 from .trainer import Trainer, open_trainer
@@ -96,6 +97,9 @@ class Node:
         self.chain = Chain(store)
         self.blobs = BlobStore(home.blobs)
         self.journal = Journal(home.rounds)
+        self.pruner = Pruner(store, self.blobs, self.journal, configuration.storage.keep_rounds)
+        if configuration.storage.blob_quota > 0:
+            self.blobs.quota = Quota(configuration.storage.blob_quota, self.pruner.make_room)
         self._wal = stack.enter_context(SignerWal(home.signer_wal, self.key, genesis.chain_id))
         self.mempool = Mempool(
             lambda transaction: self.chain.check(transaction, now_ms()),
@@ -190,6 +194,7 @@ class Node:
             nursery.start_soon(self.participant.run)
             nursery.start_soon(self.peers.run)
             nursery.start_soon(self._publish_blocks)
+            nursery.start_soon(self.pruner.run, self.chain)
 
     def _keep(self, address: str) -> None:
         try:

@@ -27,7 +27,7 @@ from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.tables import ACCOUNTS, current_validators
 from bflnode.consensus.transaction import FREE_KINDS, Body, Transaction, sign_transaction
 from bflnode.consensus.types import Signature
-from bflnode.storage.errors import MissingError
+from bflnode.storage.errors import MissingError, QuotaError
 
 from .chain import Chain
 from .controls import Controls, Trained
@@ -130,7 +130,7 @@ class Participant:
                 except CannotFulfilError as reason:
                     _log.warning("%s: %s", name, reason)
                     await trio.sleep_forever()
-                except (TrainerError, MissingError) as error:
+                except (TrainerError, MissingError, QuotaError) as error:
                     _log.error("%s failed, trying again in %g s: %s", name, pause_s, error)
                     await trio.sleep(pause_s)
                     pause_s = min(RETRY_MAX_S, 2 * pause_s)

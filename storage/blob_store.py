@@ -4,17 +4,19 @@
     ROOT/partial/<hex>          a download that isn't finished; its chunks are checked again when it is resumed
     ROOT/temporary/             being written; whatever is left there by a crash is removed on opening
     ROOT/corrupt/<hex>          a blob whose bytes changed on disk, moved aside so that it can be fetched again
+    ROOT/pinned/<hex>           an empty file: the blob of that id is never removed to make room
 
 A file appears under its name only when all its bytes are checked and on disk: temporary file, fsync, rename, fsync of
-the folder. One process at a time opens a store (the holder of the home's lock), its threads may share it. Ids and
-manifests are `bflnode.consensus.blob`'s, fetching is `node`'s.
+the folder. One process at a time opens a store (the holder of the home's lock), its threads may share it; pins alone
+may be changed by others meanwhile. Ids and manifests are `bflnode.consensus.blob`'s, fetching is `node`'s, and so is
+which blobs are needed: a store with a quota asks for room and refuses what doesn't fit.
 """
 
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -23,10 +25,10 @@ from bflnode.consensus.blob import CHUNK_BYTES, BlobHasher, BlobManifest, manife
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.types import BlobId
 
-from .errors import CorruptBlobError, MissingError, StorageError, from_os_error
+from .errors import CorruptBlobError, MissingError, QuotaError, StorageError, from_os_error
 from .failpoints import Operation, after, before
 
-PARTIAL, TEMPORARY, CORRUPT = "partial", "temporary", "corrupt"
+PARTIAL, TEMPORARY, CORRUPT, PINNED = "partial", "temporary", "corrupt", "pinned"
 
 PARTIAL_KEPT_S = 7 * 24 * 3600
 """A download nobody went on with for a week is dropped: its model is no longer wanted, or comes anew."""
@@ -38,11 +40,71 @@ COPY_BYTES = 1024 * 1024
 """Piece in which files are hashed and copied: large enough that calls cost nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoredBlob:
+    """A blob that is here, its size, and when its file was written (milliseconds since the epoch)."""
+
+    id: BlobId
+    size_bytes: int
+    written_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A limit on blobs and unfinished downloads together.
+
+    Attributes:
+        limit_bytes: most that may be here.
+        make_room: removes what isn't needed, at least as many bytes as it is told where there are that many. Called by
+            any thread.
+    """
+
+    limit_bytes: int
+    make_room: Callable[[int], None]
+
+
+class Pins:
+    """The ids that the operator never wants removed. Files, so that a command may add one while a node runs.
+
+    Every method raises StorageError where the disk is at fault.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """The pins of the blob store at `root`."""
+        self._folder = root / PINNED
+
+    def all(self) -> frozenset[BlobId]:
+        """All pinned ids."""
+        with _disk(self._folder, "reading the pins"):
+            names = [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
+        return frozenset(BlobId(bytes.fromhex(name)) for name in names if _is_blob_name(name, name[:2]))
+
+    def add(self, blob: BlobId) -> bool:
+        """Pin an id, whether its blob is here or not; says whether that is new."""
+        is_new = blob not in self.all()
+        with _disk(self._folder, "pinning a blob"):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / blob.hex()).touch()
+            _sync_folder(self._folder)
+        return is_new
+
+    def remove(self, blob: BlobId) -> bool:
+        """Unpin an id; says whether it was pinned."""
+        if blob not in self.all():
+            return False
+        with _disk(self._folder, "unpinning a blob"):
+            (self._folder / blob.hex()).unlink(missing_ok=True)
+        return True
+
+
 class BlobStore:
     """The blobs in one folder.
 
     Attributes:
         root: that folder.
+        pins: what the operator keeps.
+        quota: what may be here, or None for all that the disk holds.
+        shortage: why the last blob could not be stored under the quota; None once there is room again.
     """
 
     def __init__(self, root: Path) -> None:
@@ -52,6 +114,11 @@ class BlobStore:
             StorageError: the folder can't be made or read.
         """
         self.root = root
+        self.pins = Pins(root)
+        self.quota: Quota | None = None
+        self.shortage: str | None = None
+        # Held while something new appears: two threads must not take the same room.
+        self._storing = Lock()
         self._manifests: dict[BlobId, BlobManifest] = {}
         self._lock = Lock()
         with _disk(root, "opening the blob store"):
@@ -69,6 +136,7 @@ class BlobStore:
 
         Raises:
             Rejection: TOO_LARGE for a blob above `MAX_BLOB_BYTES`.
+            QuotaError: there is no room for it.
             StorageError: the disk is full or at fault.
         """
         return self._write([data])
@@ -78,6 +146,7 @@ class BlobStore:
 
         Raises:
             Rejection: TOO_LARGE for a file above `MAX_BLOB_BYTES`.
+            QuotaError: there is no room for it.
             StorageError: the file can't be read, or the store's disk is full or at fault.
         """
         blob = self._write(_pieces(path))
@@ -167,11 +236,13 @@ class BlobStore:
 
         Raises:
             Rejection: WRONG_HASH, this isn't the manifest of that blob.
+            QuotaError: there is no room for it.
             StorageError: the disk is full or at fault.
         """
         manifest.verify_id(blob)
         partial = self.root / PARTIAL / blob.hex()
-        with _disk(partial, "starting a download"):
+        with self._storing, _disk(partial, "starting a download"):
+            self._require_room(blob, manifest.size - (partial.stat().st_size if partial.exists() else 0))
             descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
                 present = _good_chunks(descriptor, manifest)
@@ -189,7 +260,22 @@ class BlobStore:
     def total_size(self) -> int:
         """Bytes of all blobs that are here, without downloads and what was moved aside."""
         with _disk(self.root, "measuring the blobs"):
-            return sum(path.stat().st_size for path in self._files())
+            return sum(status.st_size for _, status in _statuses(self._files()))
+
+    def stored(self) -> tuple[StoredBlob, ...]:
+        """All blobs that are here with size and age, in no order."""
+        found = []
+        with _disk(self.root, "listing the blobs"):
+            for path, status in _statuses(self._files()):
+                blob = BlobId(bytes.fromhex(path.name))
+                found.append(StoredBlob(blob, status.st_size, int(status.st_mtime * 1000)))
+        return tuple(found)
+
+    def used_size(self) -> int:
+        """Bytes that count for the quota: blobs and unfinished downloads, which take their room from the beginning."""
+        with _disk(self.root, "measuring the blobs"):
+            downloads = sum(status.st_size for _, status in _statuses((self.root / PARTIAL).iterdir()))
+        return self.total_size() + downloads
 
     def delete(self, blob: BlobId) -> bool:
         """Remove a blob and any unfinished download of it; says whether the blob was here.
@@ -204,7 +290,27 @@ class BlobStore:
             (self.root / PARTIAL / blob.hex()).unlink(missing_ok=True)
             was_here = path.is_file()
             path.unlink(missing_ok=True)
+        self.shortage = None
         return was_here
+
+    def _require_room(self, blob: BlobId, size_bytes: int) -> None:
+        """Have room for so many bytes more; the caller holds `_storing`."""
+        if self.quota is None:
+            return
+        room_bytes = self.quota.limit_bytes - self.used_size()
+        if size_bytes > room_bytes:
+            self.quota.make_room(size_bytes - room_bytes)
+            room_bytes = self.quota.limit_bytes - self.used_size()
+        if size_bytes > room_bytes:
+            cause = (
+                f"the quota of {self.quota.limit_bytes} bytes is used up by models that are still needed: no room for "
+                f"{blob.hex()[:12]} of {size_bytes} bytes"
+            )
+            remedy = "Raise storage.blob_quota, lower storage.keep_rounds, or unpin models with `bflnode model unpin`"
+            error = QuotaError(self.root, cause, remedy)
+            self.shortage = str(error)
+            raise error
+        self.shortage = None
 
     def _file(self, blob: BlobId) -> Path:
         name = blob.hex()
@@ -233,7 +339,9 @@ class BlobStore:
                     after(Operation.BLOB_FSYNC)
                 blob = hasher.manifest().id
                 if not self.has(blob):
-                    _publish(temporary, self._file(blob))
+                    with self._storing:
+                        self._require_room(blob, hasher.manifest().size)
+                        _publish(temporary, self._file(blob))
             finally:
                 temporary.unlink(missing_ok=True)
         self._remember(blob, hasher.manifest())
@@ -333,6 +441,13 @@ class Download:
             finally:
                 os.close(descriptor)
             _publish(self._partial, self._target)
+
+
+def _statuses(paths: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    """Files with their status; one that another thread renamed or removed meanwhile is left out."""
+    for path in paths:
+        with suppress(FileNotFoundError):
+            yield path, path.stat()
 
 
 def _is_blob_name(name: str, folder: str) -> bool:

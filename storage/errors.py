@@ -35,6 +35,10 @@ class CorruptBlobError(MissingError):
     """Its bytes changed on disk; it was moved aside, so from now on it is missing."""
 
 
+class QuotaError(StorageError):
+    """The space that the operator allows for models is taken by what is still needed; everything else goes on."""
+
+
 class CorruptStore(StorageError):
     """What is stored contradicts itself or its checksums: nothing read from it can be trusted."""
 

@@ -16,6 +16,7 @@ last frame that is complete but doesn't match its checksum.
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -252,26 +253,19 @@ class SignerWal:
     def _load(self) -> None:
         """Read all frames, cut off a torn tail and leave the file positioned at its end."""
         data = self.path.read_bytes()
-        position = 0
-        while position < len(data):
-            record = _read_frame(data, position)
-            if record is None:
-                if not _is_torn(data, position):
-                    raise self._damage(position)
-                before(Operation.WAL_TRUNCATE)
-                os.ftruncate(self._descriptor, position)
-                os.fsync(self._descriptor)
-                after(Operation.WAL_TRUNCATE)
-                break
-            self._take(self._parse(record, position))
-            position += FRAME_HEADER.size + len(record)
-        os.lseek(self._descriptor, position, os.SEEK_SET)
-
-    def _parse(self, body: bytes, position: int) -> Mark | SignerRecord:
+        end = 0
         try:
-            return _CLASSES[_Kind(body[0])].from_bytes(body[1:], max_bytes=MAX_RECORD_BYTES)
-        except (ValueError, Rejection) as error:
-            raise self._damage(position) from error
+            for record, position in read_log(data):
+                self._take(record)
+                end = position
+        except LogFault as fault:
+            raise self._damage(fault.position) from fault
+        if end < len(data):
+            before(Operation.WAL_TRUNCATE)
+            os.ftruncate(self._descriptor, end)
+            os.fsync(self._descriptor)
+            after(Operation.WAL_TRUNCATE)
+        os.lseek(self._descriptor, end, os.SEEK_SET)
 
     def _take(self, record: Mark | SignerRecord) -> None:
         if isinstance(record, Mark):
@@ -290,6 +284,39 @@ class SignerWal:
             f"Put back an intact copy of this very file; or, once the network has decided height {height + 1}, move it "
             "away and start again",
         )
+
+
+class LogFault(Exception):
+    """A log's bytes are wrong in a way that no crash explains.
+
+    Attributes:
+        position: of the bad frame.
+    """
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        super().__init__(f"a bad frame at byte {position}")
+
+
+def read_log(data: bytes) -> Iterator[tuple[Mark | SignerRecord, int]]:
+    """The records of a log, each with the position of its end; a torn tail is left out.
+
+    Raises:
+        LogFault: a bad frame that isn't a torn tail.
+    """
+    position = 0
+    while position < len(data):
+        body = _read_frame(data, position)
+        if body is None:
+            if not _is_torn(data, position):
+                raise LogFault(position)
+            return
+        try:
+            record = _CLASSES[_Kind(body[0])].from_bytes(body[1:], max_bytes=MAX_RECORD_BYTES)
+        except (ValueError, Rejection) as error:
+            raise LogFault(position) from error
+        position += FRAME_HEADER.size + len(body)
+        yield record, position
 
 
 def _lock(path: Path) -> int:

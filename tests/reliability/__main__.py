@@ -1,0 +1,45 @@
+"""`python -m tests.reliability`: break real nodes on purpose, and see that nothing is lost.
+
+Runs what the tests run in small, in full length. Exits with 1 if something was lost, contradicted or not in time.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from . import kills
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.reliability", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="folder of the network; a run that is there goes on")
+    parser.add_argument("--json", action="store_true", help="the outcome as JSON on standard output")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    kill = verbs.add_parser("kill", help="kill -9 of random validators at random moments")
+    kill.add_argument("--cycles", type=int, default=200, help="how many (default 200)")
+    for verb in verbs.choices.values():
+        verb.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
+    options = parser.parse_args()
+    started_s = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - started_s:7.1f} s  {text}", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="bflrel-") as temporary:
+        directory = (options.keep or Path(temporary) / "net").absolute()
+        try:
+            outcome = kills.run(directory, cycles=options.cycles, seed=options.seed, say=say)
+        except AssertionError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            return 1
+    print(json.dumps(asdict(outcome), indent=2) if options.json else kills.table(outcome))
+    say(f"all as it must be: {outcome.verdict}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

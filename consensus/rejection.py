@@ -49,6 +49,7 @@ class Reason(StrEnum):
     WRONG_OUTPUTS = "wrong-outputs"
     WRONG_AGGREGATE = "wrong-aggregate"
     UNKNOWN_BLOB = "unknown-blob"
+    PRUNED = "pruned"
     NOT_GREETED = "not-greeted"
     UNSUPPORTED = "unsupported"
     LIMIT = "limit"

@@ -61,6 +61,19 @@ class Storage(_Section):
     """Most bytes of models, such as "10GiB"; 0 for as many as the disk holds."""
 
 
+class Synchronisation(_Section):
+    """How a new node gets the state, and what this one keeps for others who do."""
+
+    snapshot_interval: Annotated[int, Field(ge=0)] = 1000
+    """Heights between snapshots of the state, 0 for none."""
+    snapshots_kept: Annotated[int, Field(ge=1, le=16)] = 2
+    """The last ones that stay; that which this node's own chain starts from stays anyway."""
+    state_sync: str = ""
+    """HEIGHT:HASH of a block to trust: a node without a chain starts from a peer's snapshot of it or of a later one."""
+    state_sync_peers: tuple[str, ...] = ()
+    """Peers for that only, besides `p2p.persistent_peers`."""
+
+
 class Configuration(BaseSettings):
     """All settings of a node."""
 
@@ -78,6 +91,7 @@ class Configuration(BaseSettings):
     rpc: RemoteProcedureCalls = RemoteProcedureCalls()
     training: Training = Training()
     storage: Storage = Storage()
+    sync: Synchronisation = Synchronisation()
 
     @classmethod
     def settings_customise_sources(

@@ -6,6 +6,8 @@ HOME/config/account.key        the account's Ed25519 seed, hexadecimal, mode 060
 HOME/config/peer.key           the libp2p identity's seed, hexadecimal, mode 0600
 HOME/config/admission.json     a credential that opens the account, where there is one
 HOME/data/chain/               LevelDB
+HOME/data/chain.joining/       that, in the making from a snapshot of a peer
+HOME/data/snapshots/           states after some blocks, for nodes that join
 HOME/data/blobs/               models by content
 HOME/data/rounds/              what this node did in each learning round (see `journal`)
 HOME/data/signer.wal           what this node has signed
@@ -69,6 +71,16 @@ class Home:
     def chain(self) -> Path:
         """Directory of the block store."""
         return self.root / "data" / "chain"
+
+    @property
+    def joining_chain(self) -> Path:
+        """Directory of a block store that is being made from a snapshot of a peer."""
+        return self.root / "data" / "chain.joining"
+
+    @property
+    def snapshots(self) -> Path:
+        """Directory of the snapshots."""
+        return self.root / "data" / "snapshots"
 
     @property
     def blobs(self) -> Path:

@@ -10,6 +10,7 @@ from typing import Annotated
 from bflnode.consensus.block import MAX_BLOCK_BYTES, Block, Commit
 from bflnode.consensus.encoding import encode
 from bflnode.consensus.records import Record
+from bflnode.consensus.snapshot import MAX_SNAPSHOT_BYTES
 from bflnode.consensus.transaction import Transaction
 from bflnode.consensus.types import AccountId, AtMost, Between, BlobId, ChainId, Signature, Unsigned
 
@@ -25,7 +26,9 @@ BLOCKS = "/bflnode/blocks/1"
 PENDING = "/bflnode/pending/1"
 MANIFESTS = "/bflnode/manifests/1"
 CHUNKS = "/bflnode/chunks/1"
-REQUESTS = (HELLO, BLOCKS, PENDING, MANIFESTS, CHUNKS)
+SNAPSHOTS = "/bflnode/snapshots/1"
+LIGHT_CHAINS = "/bflnode/light-chains/1"
+REQUESTS = (HELLO, BLOCKS, PENDING, MANIFESTS, CHUNKS, SNAPSHOTS, LIGHT_CHAINS)
 """Requests with one response each."""
 
 MAX_PUSH_BYTES = MAX_BLOCK_BYTES + 256 * 1024
@@ -49,8 +52,16 @@ MAX_VERSION_LENGTH = 32
 BLOCKS_PER_REQUEST = 32
 """Blocks asked for at once while catching up."""
 
-MAX_BLOCKS_RESPONSE_BYTES = 4 * 1024 * 1024
-"""A response holds as many blocks as fit, at least one."""
+MAX_BLOCKS_RESPONSE_BYTES = 3 * 512 * 1024
+"""A response holds as many blocks as fit, at least one: the largest does, and no answer is larger than 2 MiB."""
+
+MAX_OFFERS = 16
+"""Snapshots in one answer: as many as a node may keep."""
+
+MAX_OFFERS_BYTES = MAX_OFFERS * (MAX_SNAPSHOT_BYTES + 8)
+
+MAX_LIGHT_CHAIN_BYTES = 2 * 1024 * 1024 - 1024
+"""A chain of steps fits into an answer: a hundred with 256 validators."""
 
 
 def transactions_topic(chain_id: ChainId) -> str:
@@ -108,6 +119,28 @@ class BlocksRequest(Record):
 
     start: Unsigned
     count: Annotated[int, Between(1, BLOCKS_PER_REQUEST)]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotsRequest(Record):
+    """Asks for snapshots from a height on."""
+
+    lowest: Unsigned
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotOffers(Record):
+    """Snapshots that a node has, the latest first, each as its own encoding; their files are fetched as blobs."""
+
+    snapshots: Annotated[tuple[Annotated[bytes, AtMost(MAX_SNAPSHOT_BYTES)], ...], AtMost(MAX_OFFERS)]
+
+
+@dataclass(frozen=True, slots=True)
+class LightChainRequest(Record):
+    """Asks for the steps by which whoever trusts the block at `start` comes to trust the one at `target`."""
+
+    start: Unsigned
+    target: Unsigned
 
 
 @dataclass(frozen=True, slots=True)

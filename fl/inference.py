@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from .networks import Classifier
 from .samples import Inputs, as_float
@@ -47,19 +48,19 @@ def representations(classifier: Classifier, inputs: Inputs) -> NDArray[np.float3
     return _in_batches(classifier, classifier.representation, inputs)
 
 
-def logits(classifier: Classifier, inputs: Inputs) -> NDArray[np.float64]:
-    """The logits (samples, classes) of inputs, in batches of `INFERENCE_BATCH`.
+def logits(module: nn.Module, inputs: Inputs) -> NDArray[np.float64]:
+    """The logits (samples, classes) that a module gives for inputs, in batches of `INFERENCE_BATCH`.
 
     Always finite: where a model's own weights overflow, NaN counts as 0 and infinity as the largest float32,
     so that a hostile model has an accuracy and a loss like any other.
     """
-    raw = _in_batches(classifier, classifier, inputs)
+    raw = _in_batches(module, module, inputs)
     return np.nan_to_num(raw, nan=0.0).astype(np.float64)
 
 
-def _in_batches(classifier: Classifier, layer: torch.nn.Module, inputs: Inputs) -> NDArray[np.float32]:
-    device = next(classifier.parameters()).device
-    classifier.eval()
+def _in_batches(module: nn.Module, layer: nn.Module, inputs: Inputs) -> NDArray[np.float32]:
+    device = next(module.parameters()).device
+    module.eval()
     results = []
     with torch.inference_mode():
         for start in range(0, len(inputs), INFERENCE_BATCH):

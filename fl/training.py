@@ -4,7 +4,7 @@ Here belong the optimiser loop and evaluation. What is trained (architectures), 
 to the result (aggregation, prototypes) do not. Importing this imports torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import isfinite
 from time import perf_counter
@@ -17,7 +17,6 @@ from torch import nn
 
 from .architectures import Architecture
 from .inference import logits, repeatable_torch
-from .networks import Classifier
 from .samples import Inputs, LabelledData, Labels, Shard, as_float
 from .weights import InvalidWeights
 
@@ -29,6 +28,9 @@ MICRONATS = 10**6
 
 ProgressCallback = Callable[[int, int, float], None]
 """Called after each epoch with its number from 1, the number of epochs, and its mean loss in nats."""
+
+Objective = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+"""What a step minimises: a scalar in nats from a module, inputs (batch, channels, height, width), labels (batch,)."""
 
 
 class TrainingError(ValueError):
@@ -148,9 +150,9 @@ def train(
     with repeatable_torch(config.threads):
         device = choose_device(config.device)
         classifier = architecture.load(base).to(device)
-        received = _evaluate(classifier, shard.test)
-        losses = _run_epochs(classifier, shard.train, config, on_progress)
-        post = _evaluate(classifier, shard.test)
+        received = measure(classifier, shard.test)
+        losses = fit(classifier, shard.train, config, on_progress=on_progress)
+        post = measure(classifier, shard.test)
         try:
             model = architecture.dump(classifier)
         except InvalidWeights as error:
@@ -174,7 +176,7 @@ def evaluate(architecture: Architecture, model: bytes | memoryview, data: Labell
     """
     _refuse_unfit_data(architecture, data)
     with repeatable_torch(threads=1):
-        return _evaluate(architecture.load(model), data)
+        return measure(architecture.load(model), data)
 
 
 def predict(architecture: Architecture, model: bytes | memoryview, inputs: Inputs) -> Prediction:
@@ -213,14 +215,41 @@ def choose_device(wanted: Literal["auto", "cpu", "cuda"]) -> torch.device:
             assert_never(unknown)
 
 
-def _run_epochs(
-    classifier: Classifier, data: LabelledData, config: TrainingConfig, on_progress: ProgressCallback | None
+def cross_entropy(module: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean cross entropy of a module's logits: what FedAvg's clients minimise."""
+    return nn.functional.cross_entropy(module(inputs), labels)
+
+
+def fit(
+    module: nn.Module,
+    data: LabelledData,
+    config: TrainingConfig,
+    objective: Objective = cross_entropy,
+    *,
+    parameters: Iterable[nn.Parameter] | None = None,
+    on_progress: ProgressCallback | None = None,
 ) -> tuple[float, ...]:
-    """Train in place; returns the mean loss of each epoch."""
-    device = next(classifier.parameters()).device
+    """Train a module in place, within `inference.repeatable_torch`.
+
+    Args:
+        module: logits of inputs, on the device it is to be trained on.
+        data: to train on.
+        config: optimiser, batch size, epochs and seed.
+        objective: minimised over each batch.
+        parameters: those that are trained; all by default.
+        on_progress: called after each epoch; what it raises ends the training.
+
+    Returns:
+        The mean of the objective in each epoch.
+
+    Raises:
+        TrainingError: training diverged.
+    """
+    trained = list(module.parameters() if parameters is None else parameters)
+    device = trained[0].device
     inputs = torch.from_numpy(as_float(data.inputs).copy()).to(device)
     labels = torch.from_numpy(data.labels.copy()).to(device)
-    optimiser = _new_optimiser(classifier, config)
+    optimiser = _new_optimiser(trained, config)
     generator = torch.Generator().manual_seed(config.seed)
     losses = []
     for epoch in range(1, config.epochs + 1):
@@ -228,9 +257,9 @@ def _run_epochs(
         order = torch.randperm(len(labels), generator=generator).to(device)
         for batch in torch.split(order, config.batch_size):
             # BatchNorm can't normalise a single sample: such a batch uses the running statistics.
-            classifier.train(len(batch) > 1)
+            module.train(len(batch) > 1)
             optimiser.zero_grad()
-            loss = nn.functional.cross_entropy(classifier(inputs[batch]), labels[batch])
+            loss = objective(module, inputs[batch], labels[batch])
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward unannotated
             optimiser.step()
             total += loss.detach().double() * len(batch)
@@ -243,18 +272,19 @@ def _run_epochs(
     return tuple(losses)
 
 
-def _new_optimiser(classifier: Classifier, config: TrainingConfig) -> torch.optim.Optimizer:
+def _new_optimiser(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
     match config.optimiser:
         case "adam":
-            return torch.optim.Adam(classifier.parameters(), lr=config.learning_rate)
+            return torch.optim.Adam(parameters, lr=config.learning_rate)
         case "sgd":
-            return torch.optim.SGD(classifier.parameters(), lr=config.learning_rate)
+            return torch.optim.SGD(parameters, lr=config.learning_rate)
         case unknown:
             assert_never(unknown)
 
 
-def _evaluate(classifier: Classifier, data: LabelledData) -> Evaluation:
-    values = logits(classifier, data.inputs)
+def measure(module: nn.Module, data: LabelledData) -> Evaluation:
+    """Accuracy and loss of a module's logits, within `inference.repeatable_torch`."""
+    values = logits(module, data.inputs)
     samples = len(data)
     own = _log_probabilities(values)[np.arange(samples), data.labels]
     losses = np.minimum(-own, MAX_SAMPLE_LOSS)

@@ -127,11 +127,12 @@ class SnapshotStore:
         self._keep([snapshot.height for snapshot in self.list() if snapshot.height != height])
         return was_here
 
-    def prune(self, kept: int) -> tuple[int, ...]:
+    def prune(self, kept: int, *, always: int = 0) -> tuple[int, ...]:
         """Remove all but the latest snapshots.
 
         Args:
             kept: how many stay, at least one.
+            always: height of one that stays besides them.
 
         Returns:
             The heights that were removed, ascending.
@@ -139,8 +140,8 @@ class SnapshotStore:
         Raises:
             StorageError: the disk is at fault.
         """
-        heights = [snapshot.height for snapshot in self.list()]
-        self._keep(heights[-kept:])
+        heights = [snapshot.height for snapshot in self.list() if snapshot.height != always]
+        self._keep({*heights[-kept:], always})
         return tuple(heights[:-kept])
 
     def _keep(self, heights: Collection[int]) -> None:

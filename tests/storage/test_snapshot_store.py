@@ -55,6 +55,13 @@ def test_only_the_latest_are_kept(store: SnapshotStore, states: States) -> None:
     assert len(store.blobs.list()) == 2
 
 
+def test_the_one_that_a_chain_starts_from_is_kept_besides(store: SnapshotStore, states: States) -> None:
+    for state in states[:3]:
+        store.create(*state)
+    assert store.prune(1, always=1) == (2,)
+    assert heights(store) == [1, 3]
+
+
 def test_a_file_goes_with_the_last_snapshot_that_names_it(store: SnapshotStore, states: States) -> None:
     for state in states[2:]:
         store.create(*state)

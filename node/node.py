@@ -22,6 +22,7 @@ from bflnode.consensus.tables import current_validators
 from bflnode.storage.blob_store import BlobStore, Quota
 from bflnode.storage.home_lock import HomeLock
 from bflnode.storage.signer_wal import SignerWal
+from bflnode.storage.snapshot_store import SnapshotStore
 
 from .agreement_driver import AgreementDriver, FinalBlockReceived, MessageReceived, Outlets, StatusReceived
 from .chain import Chain
@@ -36,6 +37,7 @@ from .messages import (
     BLOCKS,
     CHUNKS,
     HELLO,
+    LIGHT_CHAINS,
     MANIFESTS,
     MAX_GOSSIP_BYTES,
     MAX_PUSH_BYTES,
@@ -44,6 +46,7 @@ from .messages import (
     PROPOSALS,
     PUSHES,
     REQUESTS,
+    SNAPSHOTS,
     STATUS,
     TRANSACTIONS,
     VOTES,
@@ -56,6 +59,7 @@ from .node_clock import now_ms
 from .participant import Participant
 from .peers import Peers
 from .pruning import Pruner
+from .snapshots import Snapshots, serve_light_chain
 from .stored_chain import open_store
 from .synchroniser import Synchroniser, serve_blocks
 from .trainer import Trainer, open_trainer
@@ -95,6 +99,7 @@ class Node:
         store = stack.enter_context(open_store(home))
         store.check()
         self.chain = Chain(store)
+        self.snapshots = Snapshots(SnapshotStore(home.snapshots), store, configuration.sync)
         self.blobs = BlobStore(home.blobs)
         self.journal = Journal(home.rounds)
         self.pruner = Pruner(store, self.blobs, self.journal, configuration.storage.keep_rounds)
@@ -147,7 +152,7 @@ class Node:
         self.agreement = AgreementDriver(self.chain, self.key.account, self._wal, self.mempool, outlets)
         self.synchroniser = Synchroniser(self.chain, self.network, self.peers, self.agreement)
         self.relay = TransactionRelay(genesis.chain_id, self.network, self.peers, self.mempool, self.agreement)
-        self.exchange = Exchange(self.network, self.blobs, self.peers.ids)
+        self.exchange = Exchange(self.network, self.blobs, self.peers.ids, [self.snapshots.store.blobs])
         self.participant = self._make_participant(await self._open_controls(stack))
         self._is_ready.set()
         for address in p2p.persistent_peers:
@@ -193,6 +198,7 @@ class Node:
             nursery.start_soon(self.relay.run)
             nursery.start_soon(self.participant.run)
             nursery.start_soon(self.peers.run)
+            nursery.start_soon(self.snapshots.run)
             nursery.start_soon(self._publish_blocks)
             nursery.start_soon(self.pruner.run, self.chain)
 
@@ -205,6 +211,7 @@ class Node:
     def _decided(self, block: Block, commit: Commit) -> None:
         """A block is final here; its proposer gossips it where not every validator is connected to it."""
         _log.info("block %d %s: %d transactions", block.height, block.id.hex()[:12], len(block.transactions))
+        self.snapshots.note(block.height)
         accounts = {peer.account for peer in self.peers.all()} | {self.key.account}
         validators = current_validators(self.chain.tree)
         if block.header.proposer == self.key.account and any(
@@ -262,6 +269,10 @@ class Node:
             raise Rejection(Reason.NOT_GREETED, protocol=protocol)
         if protocol == BLOCKS:
             return await trio.to_thread.run_sync(serve_blocks, self.chain.store, data)
+        if protocol == SNAPSHOTS:
+            return await trio.to_thread.run_sync(self.snapshots.serve, data)
+        if protocol == LIGHT_CHAINS:
+            return await trio.to_thread.run_sync(serve_light_chain, self.chain.store, data)
         if protocol == PENDING:
             return self.relay.pending()
         if protocol == MANIFESTS:

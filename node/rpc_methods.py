@@ -20,6 +20,7 @@ from .inspection import Inspector, Json, Sources, transaction_details, transacti
 from .node import Node
 from .node_clock import now_ms
 from .refusals import InspectionError, ParameterError
+from .snapshots import delete_snapshot, describe
 
 IN_THREAD = frozenset({"block", "blockchain"})
 """Methods that read the store alone, which is slower than memory and may be shared with threads."""
@@ -51,6 +52,9 @@ class RpcMethods:
             "tx": self.transaction,
             "account": self.account,
             "verify": self.verify,
+            "snapshots": self.snapshots,
+            "create_snapshot": self.create_snapshot,
+            "delete_snapshot": self.delete_snapshot,
         }
 
     async def call(self, method: str, params: dict[str, Any]) -> Any:
@@ -195,6 +199,24 @@ class RpcMethods:
             if transaction.sender == sender and transaction.has_nonce
         ]
         return {**answer, "next_nonce": max([answer["nonce"], *waiting])}
+
+    async def snapshots(self) -> list[Json]:
+        """The snapshots that this node has for others, ascending by height."""
+        store = self._node.snapshots.store
+        return await trio.to_thread.run_sync(lambda: [describe(store, snapshot) for snapshot in store.list()])
+
+    async def create_snapshot(self) -> Json:
+        """Make a snapshot of the state as it is now, in a thread; one at a time."""
+        return describe(self._node.snapshots.store, await self._node.snapshots.create())
+
+    async def delete_snapshot(self, height: int) -> Json:
+        """Remove the snapshot of a height.
+
+        Raises:
+            InspectionError: there is none, or this node's chain can't be verified without it.
+        """
+        await trio.to_thread.run_sync(delete_snapshot, self._node.snapshots.store, self._node.chain.store, height)
+        return {"height": height}
 
     async def verify(self, reexecute: bool = False) -> Json:
         """Check the whole chain, in a thread; one check at a time. A node that stops ends it early."""

@@ -45,7 +45,7 @@ class ImportFaultError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import did: heights of the tip before and after, and how many of the archive's blocks were here already."""
+    """What an import did: the tip's heights before and after, and how many of the blocks were here already."""
 
     before: int
     after: int
@@ -154,8 +154,8 @@ def _compare(store: ChainStore, archive: ArchiveReader, archived: ArchivedBlock)
     ours = store.header(height).id
     if ours != archived.block.id:
         raise ImportFaultError(
-            f"{_place(archive, archived)} is {archived.block.id.hex()}, but the chain here has {ours.hex()}: two chains "
-            "of one genesis; nothing was imported"
+            f"{_place(archive, archived)} is {archived.block.id.hex()}, but the chain here has {ours.hex()}: "
+            "two chains of one genesis; nothing was imported"
         )
 
 

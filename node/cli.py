@@ -6,6 +6,7 @@ Importing this must stay quick: what a verb needs beyond click is imported when 
 import click
 
 from .cli_accounts import account, keys, queue, task, transfer
+from .cli_blobs import model_pin, model_unpin
 from .cli_chain import block, chain, clusters, learning_round, learning_rounds, tx
 from .cli_completion import completion
 from .cli_init import init
@@ -14,6 +15,7 @@ from .cli_node import health, journal, peers, start, status, stop
 from .cli_options import Root, examples
 from .cli_proof import proof
 from .cli_rewards import reward
+from .cli_storage import chain_check, chain_export, chain_import, chain_prune, chain_rollback
 from .cli_testnet import testnet
 
 
@@ -40,6 +42,12 @@ for _command in (
     *(model, reward, proof, testnet, completion),
 ):
     bflnode.add_command(_command)
+
+
+for _command in (chain_check, chain_export, chain_import, chain_prune, chain_rollback):
+    chain.add_command(_command)
+for _command in (model_pin, model_unpin):
+    model.add_command(_command)
 
 
 def main() -> None:

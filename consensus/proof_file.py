@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import Annotated, TypeAlias, TypeVar
 
 from .block import Header
+from .encoding import encode
 from .light import Clock, LightChain, Trust, VerifiedHeader, verify_light_chain
 from .merkle import MAX_PROOF_HASHES, leaf_hash, verify_inclusion
 from .records import Record
@@ -25,6 +26,9 @@ from .types import AccountId, AtMost, Between, BlobId, Hash, Unsigned
 
 MAGIC = "bflnode proof"
 """How every proof file begins, so that another kind of file is told from a broken proof."""
+
+BEGINNING = b"\x93" + encode(MAGIC)
+"""The first bytes of every file: an array of three, the first of which is `MAGIC`."""
 
 VERSION = 1
 
@@ -164,9 +168,9 @@ def decode_proof(data: bytes) -> ProofBody:
     Raises:
         Rejection: TOO_LARGE, MALFORMED, or UNSUPPORTED for a later version.
     """
+    if not data.startswith(BEGINNING):
+        raise Rejection(Reason.MALFORMED, fault="this is no proof file")
     file = ProofFile.from_bytes(data, max_bytes=MAX_PROOF_FILE_BYTES)
-    if file.magic != MAGIC:
-        raise Rejection(Reason.MALFORMED, fault="this is no proof file", begins=file.magic)
     if file.version != VERSION:
         raise Rejection(Reason.UNSUPPORTED, version=file.version, expected=VERSION)
     return ProofBody.from_bytes(file.body, max_bytes=MAX_PROOF_FILE_BYTES)

@@ -119,29 +119,63 @@ def proof_tx(identifier: str, start: int, output: Path | None, force: bool, home
 
 
 def _make(home: "Home", as_json: bool, output: Path, force: bool, **asked: Any) -> None:
-    """Have a proof made, see that it proves something, and write it."""
+    """Have a proof made, see that it proves what was asked for, and write it."""
+    from .proof_report import proven_json
+
     if output.exists() and not force:
         raise CommandError(f"{output} is there already: choose another name with -o, or give --force")
     with reading(home) as reader:
-        answer = reader.call("proof", **asked)
-    data = bytes.fromhex(answer.pop("proof"))
+        data = _proof_bytes(reader.call("proof", **asked))
     checked = _checked_by_its_start(data)
+    proven = proven_json(checked.proven)
+    _require_what_was_asked(proven, **asked)
     partial = output.with_name(output.name + ".partial")
     try:
         partial.write_bytes(data)
         partial.replace(output)
     except OSError as error:
         raise CommandError(f"cannot write {output}: {error.strerror}") from error
-    result = {**answer, "output": str(output), "size_bytes": len(data), "proven": _proven_json(checked)}
-    emit(result, as_json, lambda shown: _render_made(shown, checked))
+    header, trusted = checked.verified.header, checked.verified.trusted
+    answer = {
+        "kind": asked["kind"],
+        "proven": proven,
+        "chain_id": header.chain_id.hex(),
+        "height": header.height,
+        "block": header.id.hex(),
+        "time_ms": header.time_ms,
+        "trust": trusted.chain_id.hex() if trusted.height == 0 else f"{trusted.height}:{trusted.id.hex()}",
+        "output": str(output),
+        "size_bytes": len(data),
+    }
+    emit(answer, as_json, _render_made)
 
 
-def _render_made(answer: dict[str, Any], checked: "CheckedProof") -> None:
-    trusted = checked.verified.trusted
-    trust = trusted.chain_id.hex() if trusted.height == 0 else f"{trusted.height}:{trusted.id.hex()}"
-    facts([*_proven_facts(answer["proven"]), ("as of", f"block {answer['height']}, {moment(answer['time_ms'])}")])
+def _proof_bytes(answer: Any) -> bytes:
+    """The file in a node's answer, which may be any JSON where the node is somebody else's."""
+    text = answer.get("proof") if isinstance(answer, dict) else None
+    try:
+        return bytes.fromhex(text if isinstance(text, str) else "-")
+    except ValueError as error:
+        raise CommandError("the node's answer holds no proof: ask another node", VERIFICATION_FAILED) from error
+
+
+def _require_what_was_asked(proven: dict[str, Any], *, kind: str, reference: str, number: str = "", **_: Any) -> None:
+    """A node may prove something true that nobody asked for."""
+    name = {"balance": "account", "model": "client", "tx": "id"}[kind]
+    is_right = str(proven.get(name, "")).startswith(reference.strip().lower())
+    if number.isdigit():
+        is_right = is_right and proven.get("round") == int(number)
+    if not is_right:
+        raise CommandError("the node proves something else than was asked for: ask another node", VERIFICATION_FAILED)
+
+
+def _render_made(answer: dict[str, Any]) -> None:
+    from .proof_report import proven_facts
+
+    lines = proven_facts(answer["kind"], answer["proven"])
+    facts([*lines, ("as of", f"block {answer['height']}, {moment(answer['time_ms'])}")])
     click.echo(f"wrote {answer['output']}, {answer['size_bytes']} bytes; who trusts this start checks it with")
-    click.echo(f"  bflnode proof check {answer['output']} --trust {trust}")
+    click.echo(f"  bflnode proof check {answer['output']} --trust {answer['trust']}")
 
 
 @proof.command(
@@ -173,17 +207,22 @@ def proof_check(
     It takes something that you trust already, from a source other than who gave you the proof: the genesis file of the
     network, its chain id, or the height and id of a block.
     """
+    from bflnode.consensus.light import Clock
+    from bflnode.consensus.proof_file import check_proof
     from bflnode.consensus.rejection import Rejection
 
+    from .proof_report import check_json, refusal_text
+
     if bool(trust) == bool(genesis):
-        raise click.UsageError("say what you trust: either --trust HEIGHT:ID, --trust CHAIN or --genesis FILE")
+        raise click.UsageError("say what you trust: either --trust HEIGHT:ID, --trust CHAIN or --genesis FILE.")
     now_ms = time.time_ns() // 1_000_000
     try:
         body = _read_proof(file)
         body, trusted = _with_genesis(body, genesis) if genesis else (body, _parse_trust(trust))
-        answer = _answer(body, trusted, now_ms, trusting_period)
+        answer = check_json(check_proof(body, trusted, Clock(now_ms, trusting_period)), now_ms)
     except Rejection as rejection:
-        raise CommandError(f"{file} proves nothing to you: {_in_words(rejection)}", VERIFICATION_FAILED) from rejection
+        fault = refusal_text(rejection)
+        raise CommandError(f"{file} proves nothing to you: {fault}", VERIFICATION_FAILED) from rejection
     if max_age is not None and answer["age_ms"] > max_age:
         raise CommandError(
             f"{file} is about block {answer['height']}, {duration(answer['age_ms'])} old, and you want at most "
@@ -229,30 +268,8 @@ def _parse_trust(text: str) -> "Trust":
 
     found = re.fullmatch(r"(?:(\d{1,15}):)?([0-9a-fA-F]{64})", text.strip())
     if found is None:
-        raise click.UsageError(f"--trust {text[:90]!r} is neither HEIGHT:ID nor a chain's id: an id has 64 hex digits")
+        raise click.UsageError(f"--trust {text[:90]!r} is neither HEIGHT:ID nor a chain's id: an id has 64 hex digits.")
     return Trust(int(found[1] or 0), BlockId(bytes.fromhex(found[2])))
-
-
-def _answer(body: "ProofBody", trust: "Trust", now_ms: int, trusting_period_ms: int | None) -> dict[str, Any]:
-    from bflnode.consensus.light import Clock
-    from bflnode.consensus.proof_file import check_proof
-
-    checked = check_proof(body, trust, Clock(now_ms, trusting_period_ms))
-    header, trusted = checked.verified.header, checked.verified.trusted
-    return {
-        "kind": body.kind.name.lower(),
-        "proven": _proven_json(checked),
-        "chain_id": header.chain_id.hex(),
-        "height": header.height,
-        "block": header.id.hex(),
-        "time_ms": header.time_ms,
-        "age_ms": max(0, now_ms - header.time_ms),
-        "trusted_height": trusted.height,
-        "trusted_block": trusted.id.hex(),
-        "trusted_age_ms": max(0, now_ms - trusted.time_ms),
-        "steps": checked.verified.steps,
-        "model_file": None,
-    }
 
 
 def _checked_by_its_start(data: bytes) -> "CheckedProof":
@@ -279,94 +296,16 @@ def _checked_by_its_start(data: bytes) -> "CheckedProof":
         ) from rejection
 
 
-def _proven_json(checked: "CheckedProof") -> dict[str, Any]:
-    """What is proven, with the keys that the other verbs use."""
-    from bflnode.consensus.proof_file import ProvenBalance, ProvenModel
-
-    from .inspection import transaction_details
-
-    proven = checked.proven
-    if isinstance(proven, ProvenBalance):
-        return _balance_json(proven)
-    if isinstance(proven, ProvenModel):
-        return _model_json(proven)
-    return transaction_details(proven.transaction)
-
-
-def _balance_json(proven: Any) -> dict[str, Any]:
-    from bflnode.consensus.keys import account_text
-
-    record = proven.record
-    return {
-        "account": account_text(proven.account),
-        "exists": record is not None,
-        "balance": 0 if record is None else record.balance,
-        "nonce": 0 if record is None else record.nonce,
-    }
-
-
-def _model_json(proven: Any) -> dict[str, Any]:
-    from bflnode.consensus.keys import account_text
-
-    client, settled = proven.client, proven.settled
-    return {
-        "client": account_text(client.account),
-        "model": proven.model.hex(),
-        "output": proven.output.hex(),
-        "task": settled.slot.task.hex(),
-        "task_name": proven.task.specification.name,
-        "architecture": proven.task.specification.architecture,
-        "round": settled.slot.number,
-        "attempt": settled.slot.attempt,
-        "settled_height": settled.height,
-        "settled_ms": settled.settled_header_ms,
-        "cluster": client.cluster,
-        "members": proven.members,
-        "weight": list(proven.weight),
-        "gross": client.gross,
-        "fee": client.fee,
-        "net": client.gross - client.fee,
-        "approvals": proven.approvals,
-    }
-
-
-def _proven_facts(proven: dict[str, Any]) -> list[tuple[str, object]]:
-    from .amounts import tokens_text
-
-    if "kind" in proven:
-        return [
-            ("proven", f"transaction {proven['id']} is in the block"),
-            ("kind", proven["kind"]),
-            ("sender", proven["sender"]),
-            *((f"  {name}", str(value)[:160]) for name, value in proven["body"].items()),
-        ]
-    if "balance" in proven:
-        said = f"balance {tokens_text(proven['balance'])}" if proven["exists"] else "there is no such account"
-        return [("proven", said), ("account", proven["account"]), ("nonce", proven["nonce"])]
-    part, whole = proven["weight"]
-    return [
-        ("proven", f"the client's model is in the global model of cluster {proven['cluster']}"),
-        ("client", proven["client"]),
-        ("its model", proven["model"]),
-        ("global model", f"{proven['output']}, of {proven['members']} models"),
-        ("weight", f"{part} of {whole}"),
-        ("payout", tokens_text(proven["net"])),
-        (
-            "learning round",
-            f"{proven['round']} of {proven['task_name']}, settled in block {proven['settled_height']}, "
-            f"{proven['approvals']} found the aggregation good",
-        ),
-    ]
-
-
 def _render_check(answer: dict[str, Any]) -> None:
+    from .proof_report import proven_facts
+
     trusted = "the genesis" if answer["trusted_height"] == 0 else f"block {answer['trusted_height']}"
     lines = [
-        *_proven_facts(answer["proven"]),
+        *proven_facts(answer["kind"], answer["proven"]),
         ("as of", f"block {answer['height']}, {moment(answer['time_ms'])}, {duration(answer['age_ms'])} ago"),
         ("block", answer["block"]),
         ("chain", answer["chain_id"]),
-        ("trusted", f"{trusted}, {duration(answer['trusted_age_ms'])} old, {answer['steps']} steps before the block"),
+        ("trusted", f"{trusted}, {duration(answer['trusted_age_ms'])} old; steps from there: {answer['steps']}"),
     ]
     if answer["model_file"] is not None:
         lines.append(("model file", f"is the {answer['model_file']}"))
@@ -397,19 +336,3 @@ def _which_model(file: Path, answer: dict[str, Any]) -> str:
         f"({proven['output'][:16]}): compare with a file of `bflnode model get`, whose bytes are canonical",
         VERIFICATION_FAILED,
     )
-
-
-def _in_words(rejection: Any) -> str:
-    """The fault, with what to do where somebody can do something."""
-    from bflnode.consensus.rejection import Reason
-
-    remedies = {
-        Reason.WRONG_CHAIN: "it is of another chain, or starts elsewhere",
-        Reason.EXPIRED: "the block that you trust is too old: get a newer one from a source that you trust",
-        Reason.WRONG_HEIGHT: "ask for a proof made with --from and the height that you trust",
-        Reason.NOT_TRUSTED: "too few of the validators that you trust signed a later block",
-        Reason.WRONG_HASH: "the block or validators differ from those that you trust",
-        Reason.UNSUPPORTED: "check it with a later version of bflnode",
-    }
-    remedy = remedies.get(rejection.reason)
-    return f"{rejection}" if remedy is None else f"{rejection}; {remedy}"

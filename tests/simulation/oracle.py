@@ -1,11 +1,31 @@
-"""What must hold in every run, whatever the schedule: each broken rule is one exception."""
+"""What must hold in every run, whatever the schedule: each broken rule is one exception.
+
+Besides the guarantees themselves the oracle checks what they rest on, from all votes that were ever signed: a precommit
+for a block needs a quorum of prevotes for it, a prevote against an own lock needs a later quorum, a prevote for a block
+of an earlier round needs one too. So a broken rule shows in runs in which it does no harm.
+"""
 
 from collections import defaultdict
+from dataclasses import dataclass
 
+from bflnode.consensus import ledger
 from bflnode.consensus.agreement import Step
-from bflnode.consensus.block import NIL, Block, Commit, ProposalMessage, Vote, VoteKind
+from bflnode.consensus.block import MAX_BLOCK_BYTES, NIL, Block, Commit, Header, Proposal, ProposalMessage, Vote, VoteKind
+from bflnode.consensus.genesis import Genesis
 from bflnode.consensus.quorum import ValidatorSet
-from bflnode.consensus.types import AccountId, BlockId, ChainId
+from bflnode.consensus.rejection import Rejection
+from bflnode.consensus.tables import SETTLED, all_tasks, previous_validators
+from bflnode.consensus.task import TaskStatus
+from bflnode.consensus.transaction import Fault
+from bflnode.consensus.types import AccountId, BlockId
+
+from .simulated_chain import Decided, SharedLedger, SimulatedChain
+
+TIME_SLACK_MS = 3_000
+"""A proposal may be judged when it arrives and voted for when its round comes."""
+
+MAX_SKIPPED_ROUNDS = 2_000
+"""More rounds than any run lasts: who is beyond was led there by somebody who lies."""
 
 
 class ViolationError(AssertionError):
@@ -20,8 +40,12 @@ class DoubleSignatureError(ViolationError):
     """An honest key signed two different messages in one slot."""
 
 
+class UnjustifiedVoteError(ViolationError):
+    """An honest node voted without the quorum that the vote must rest on."""
+
+
 class LivenessError(ViolationError):
-    """The network was whole for long enough, and yet something was not decided."""
+    """The network was whole for long enough, and yet something was not decided or not ended."""
 
 
 class MissingEvidenceError(ViolationError):
@@ -29,49 +53,149 @@ class MissingEvidenceError(ViolationError):
 
 
 class InvalidDecisionError(ViolationError):
-    """A commit that isn't a quorum of right signatures."""
+    """A final block that isn't valid, that its leader never proposed, or whose commit is no quorum of signatures."""
+
+
+class MoneyError(ViolationError):
+    """The supply changed, or a learning round paid what it must not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voting:
+    """What an honest node knows as it signs."""
+
+    node: int
+    validators: ValidatorSet
+    local_ms: int
+    tolerance_ms: int
 
 
 class Oracle:
     """Watches everything honest nodes sign, decide and are told."""
 
-    def __init__(self, chain_id: ChainId, honest: frozenset[AccountId]) -> None:
-        self.chain_id = chain_id
+    def __init__(self, genesis: Genesis, honest: frozenset[AccountId]) -> None:
+        self.genesis = genesis
+        self.chain_id = genesis.chain_id
         self.honest = honest
-        self.decided: dict[int, BlockId] = {}
+        self.decided: dict[int, Decided] = {}
         self.signed: dict[tuple[AccountId, int, int, Step], tuple[int, BlockId]] = {}
+        self.proposed: set[BlockId] = set()
+        self.headers: dict[BlockId, Header] = {}
         self.expected_evidence: set[tuple[int, int, AccountId]] = set()
         self.seen_evidence: set[tuple[int, int, AccountId]] = set()
         self._delivered: defaultdict[tuple[int, int, AccountId, int, Step], set[BlockId]] = defaultdict(set)
+        self._prevotes: defaultdict[tuple[int, int, BlockId], set[AccountId]] = defaultdict(set)
+        self._locks: dict[tuple[AccountId, int], tuple[int, BlockId]] = {}
 
-    def signs(self, message: Vote | ProposalMessage) -> None:
-        """An honest key's message leaves its node: the only one in its slot, across all restarts."""
+    # Votes
+
+    def observes(self, message: object) -> None:
+        """A key signed this, whoever hears of it; forged votes are nobody's."""
+        match message:
+            case Vote(VoteKind.PREVOTE):
+                try:
+                    message.verify_signature(self.chain_id)
+                except Rejection:
+                    return
+                self._prevotes[message.height, message.round, message.block_id].add(message.validator)
+            case ProposalMessage(certificate=certificate):
+                for vote in certificate:
+                    self.observes(vote)
+
+    def signs(self, message: Vote | ProposalMessage, voting: Voting) -> None:
+        """An honest key's message leaves its node: the only one in its slot, across all restarts, and justified."""
         slot, content = _slot_and_content(message)
+        is_new = slot not in self.signed
         if slot[0] in self.honest and self.signed.setdefault(slot, content) != content:
             raise DoubleSignatureError(f"{slot[0].hex()[:8]} at {slot[1:]}: {self.signed[slot]} and {content}")
+        self.observes(message)
+        if slot[0] not in self.honest or not is_new:
+            return
+        if isinstance(message, ProposalMessage):
+            self._check_proposal(message.proposal, voting)
+            if message.proposal.valid_round == -1:
+                self.proposed.add(message.block.id)
+        elif message.block_id != NIL:
+            self._check_vote(message, voting)
 
-    def decides(self, node: int, block: Block, commit: Commit, validators: ValidatorSet) -> None:
+    def _check_proposal(self, proposal: Proposal, voting: Voting) -> None:
+        if proposal.round > MAX_SKIPPED_ROUNDS:
+            raise LivenessError(f"node {voting.node} is in round {proposal.round}")
+        if proposal.valid_round >= 0:
+            self._require_polka(proposal.height, proposal.valid_round, proposal.block_id, voting)
+
+    def _check_vote(self, vote: Vote, voting: Voting) -> None:
+        key = (vote.validator, vote.height)
+        if vote.kind is VoteKind.PRECOMMIT:
+            self._require_polka(vote.height, vote.round, vote.block_id, voting)
+            self._locks[key] = (vote.round, vote.block_id)
+            return
+        locked_round, locked_id = self._locks.get(key, (-1, vote.block_id))
+        if locked_id != vote.block_id:
+            rounds = range(locked_round, vote.round)
+            if not any(self._has_polka(vote.height, round_, vote.block_id, voting) for round_ in rounds):
+                raise UnjustifiedVoteError(
+                    f"node {voting.node} is locked on {short(locked_id)} in round {locked_round} of height "
+                    f"{vote.height} and prevotes {short(vote.block_id)} in round {vote.round}"
+                )
+        if vote.block_id in self.headers:
+            self._check_prevote(vote, self.headers[vote.block_id], voting)
+
+    def _check_prevote(self, vote: Vote, header: Header, voting: Voting) -> None:
+        if header.round == vote.round:
+            distance_ms = abs(header.time_ms - voting.local_ms)
+            if header.proposer != vote.validator and distance_ms > voting.tolerance_ms + TIME_SLACK_MS:
+                raise UnjustifiedVoteError(f"node {voting.node} prevotes a block that is {distance_ms} ms off")
+        elif not any(
+            self._has_polka(vote.height, round_, vote.block_id, voting) for round_ in range(header.round, vote.round)
+        ):
+            raise UnjustifiedVoteError(f"node {voting.node} prevotes {short(header.id)} of an earlier round, unproven")
+
+    def _has_polka(self, height: int, round_: int, block_id: BlockId, voting: Voting) -> bool:
+        weight = sum(map(voting.validators.stake_of, self._prevotes.get((height, round_, block_id), ())))
+        return 3 * weight > 2 * voting.validators.total
+
+    def _require_polka(self, height: int, round_: int, block_id: BlockId, voting: Voting) -> None:
+        if not self._has_polka(height, round_, block_id, voting):
+            raise UnjustifiedVoteError(f"node {voting.node}: no quorum for {short(block_id)} in {height}/{round_}")
+
+    # Decisions
+
+    def decides(self, node: int, chain: SimulatedChain, decided: Decided) -> None:
         """An honest node takes a block for final."""
-        self._check_commit(block, commit, validators)
-        first = self.decided.setdefault(block.height, block.id)
-        if first != block.id:
-            raise AgreementError(f"height {block.height}: {first.hex()[:8]}, node {node} {block.id.hex()[:8]}")
+        block = decided.block
+        first = self.decided.setdefault(block.height, decided)
+        if first.block.encoded != block.encoded:
+            raise AgreementError(
+                f"height {block.height}: {short(first.block.id)}, node {node} {short(block.id)}, or another body"
+            )
+        self._check_commit(block, decided.commit, chain.validators)
+        if chain.decisions:
+            self._check_commit(chain.decisions[-1].block, block.last_commit, previous_validators(chain.tree))
+        if block.header.proposer in self.honest and block.id not in self.proposed:
+            raise InvalidDecisionError(f"{short(block.id)} bears the name of an honest leader that never proposed it")
 
     def _check_commit(self, block: Block, commit: Commit, validators: ValidatorSet) -> None:
         if (commit.height, commit.block_id) != (block.height, block.id):
-            raise InvalidDecisionError(f"commit of {commit.height} {commit.block_id.hex()[:8]}")
+            raise InvalidDecisionError(f"commit of {commit.height} {short(commit.block_id)}")
         indexes = [entry.index for entry in commit.signatures]
         if indexes != sorted(set(indexes)):
             raise InvalidDecisionError(f"indexes {indexes} don't ascend")
         for entry in commit.signatures:
             account = validators.accounts[entry.index]
             vote = Vote(VoteKind.PRECOMMIT, commit.height, commit.round, commit.block_id, account, entry.signature)
-            vote.verify_signature(self.chain_id)
-        if not validators.is_quorum(validators.weight_of(validators.accounts[index] for index in indexes)):
-            raise InvalidDecisionError(f"height {block.height}: {len(indexes)} precommits are no quorum")
+            try:
+                vote.verify_signature(self.chain_id)
+            except Rejection as rejection:
+                raise InvalidDecisionError(f"height {block.height}: {rejection}") from rejection
+        weight = sum(validators.validators[index].stake for index in indexes)
+        if 3 * weight <= 2 * validators.total:
+            raise InvalidDecisionError(f"height {block.height}: {weight} of {validators.total} is no quorum")
+
+    # Evidence
 
     def delivers(self, node: int, incarnation: int, message: Vote | ProposalMessage) -> None:
-        """A message reaches a machine that counts it: two different ones in a slot are evidence it must give out."""
+        """A machine has counted a message: two different ones in a slot are evidence it must give out."""
         (account, height, round_, step), (_, block_id) = _slot_and_content(message)
         contents = self._delivered[node, incarnation * 1_000_000 + height, account, round_, step]
         contents.add(block_id)
@@ -90,10 +214,63 @@ class Oracle:
             entry for entry in self.expected_evidence if entry[:2] != (node, height) or entry in self.seen_evidence
         }
 
-    def check_evidence(self) -> None:
-        """Everybody who could prove an equivocation has done so."""
+    # In the end
+
+    def judge(self) -> None:
+        """What can be said only of the whole run; on the real ledger, whatever the nodes ran.
+
+        Raises:
+            ViolationError: a rule was broken.
+        """
         if missing := sorted(self.expected_evidence - self.seen_evidence):
-            raise MissingEvidenceError(f"{missing}")
+            raise MissingEvidenceError(f"(node, height, offender): {missing}")
+        chain = SimulatedChain(SharedLedger(self.genesis))
+        for height in sorted(self.decided):
+            self._check_again(chain, self.decided[height])
+
+    def _check_again(self, chain: SimulatedChain, decided: Decided) -> None:
+        """Execute a final block alone, from bytes, and look at the money."""
+        block = Block.from_bytes(decided.block.encoded, max_bytes=MAX_BLOCK_BYTES)
+        try:
+            execution = ledger.validate_block(self.genesis, chain.tree, chain.point.parent, block)
+            ledger.verify_commit(self.chain_id, chain.validators, decided.commit)
+        except Rejection as rejection:
+            raise InvalidDecisionError(f"height {block.height}: {rejection}") from rejection
+        assert execution is not None
+        chain.apply(block, decided.commit)
+
+
+class Bookkeeper:
+    """Checks the money of a state without a word of the ledger."""
+
+    def __init__(self, genesis: Genesis) -> None:
+        self._genesis = genesis
+
+    def check(self, chain: SimulatedChain) -> None:
+        """Raises MoneyError: the supply changed, or a learning round was paid without its quorum, or wrongly."""
+        try:
+            ledger.assert_supply(self._genesis, chain.tree)
+        except AssertionError as error:
+            raise MoneyError(f"height {chain.height}: {error}") from error
+        for _, settled in SETTLED.scan(chain.tree):
+            if settled.aggregation is None:
+                continue
+            committee = {validator.account: validator.stake for validator in chain.validators.validators}
+            good = sum(committee.get(vote.account, 0) for vote in settled.attestations if vote.fault is Fault.NONE)
+            if 3 * good <= 2 * sum(committee.values()):
+                raise MoneyError(f"learning round {settled.slot.number} is paid with the word of {good}")
+            paid = sum(client.gross - client.fee for client in settled.clients) + settled.aggregator_income
+            if paid != settled.reward:
+                raise MoneyError(f"learning round {settled.slot.number} pays {paid} of {settled.reward}")
+
+    def has_ended(self, chain: SimulatedChain) -> bool:
+        """Whether no task waits or runs any more."""
+        return all(task.status in (TaskStatus.DONE, TaskStatus.CANCELLED) for task in all_tasks(chain.tree))
+
+    def endings(self, chain: SimulatedChain) -> tuple[int, int]:
+        """How many learning rounds were settled, and how many tasks cancelled."""
+        settled = sum(record.aggregation is not None for _, record in SETTLED.scan(chain.tree))
+        return settled, sum(task.status is TaskStatus.CANCELLED for task in all_tasks(chain.tree))
 
 
 def _slot_and_content(

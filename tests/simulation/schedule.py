@@ -1,30 +1,49 @@
 """A random schedule from a seed: faults for a while, then a whole network with a bounded time to finish its work."""
 
+import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from enum import Enum
 from random import Random
 
-from bflnode.consensus.keys import SecretKey
+from bflnode.consensus.task import MAX_ATTEMPTS, ProbeMode
 from bflnode.consensus.transaction import Transaction, Transfer, sign_transaction
-from bflnode.consensus.types import AccountId, ChainId
+from bflnode.consensus.types import AccountId
+from bflnode.storage.signer_wal import SignerWalError
 
-from .network import HiddenDecision, Topic, Weather
+from .adversaries import HiddenDecision, Maze
+from .byzantine import Vice
+from .disk import simulated_system
+from .learner import Habit
+from .network import Topic, Weather
 from .oracle import LivenessError
-from .world import Fault, Setting, World, log_folder
-
-CHAOS_MS = 6_000
-CALAMITY_INTERVAL_MS = 200
-FAULTS = (Fault.EQUIVOCATOR, Fault.TWO_FACED, Fault.SILENT_LEADER, Fault.WRONG_CLOCK)
+from .simulated_chain import DEADLINES, PARAMETERS
+from .simulated_node import BUILD_MS, STATUS_INTERVAL_MS, WAL, Clock, SimulatedNode
+from .world import Fault, Setting, World, validator_keys
 
 HIDING_MS = 1_400
 """Two rounds of agreement."""
 
-TRANSACTION_INTERVAL_MS = 350
-LIVENESS_BOUND_MS = 20_000
-"""Virtual time after healing in which every able node must have every last transaction. Rounds reached during the chaos
-make time-outs longer, and f faulty leaders cost one each."""
+OPERATOR_MS = 500
+"""How often somebody looks after nodes that refuse to start."""
+
+Trace = Callable[[str], None]
+Mutation = Callable[[], AbstractContextManager[object]]
+
+
+class Style(Enum):
+    """What a schedule is mostly about."""
+
+    STORM = "storm"
+    """Bad weather, partitions, deaf nodes and crashes."""
+    MAZE = "maze"
+    """A network that shows each node other votes: round after round without a decision, or one that nobody knows of."""
+    LEARNING = "learning"
+    """A task with clients of all habits, and some calamities."""
+    POWER = "power"
+    """Crashes, power failures, full disks, damaged logs and lost chains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,160 +51,288 @@ class Report:
     """What a run did."""
 
     seed: int
+    style: str
     validators: int
     faults: tuple[str, ...]
     heights: int
     highest_round: int
     restarts: int
+    refusals: int
     evidence: int
+    settled: int
+    cancelled: int
     events: int
     messages: int
     recovery_ms: int
+    bound_ms: int
+    digest: str
 
 
-def draw_setting(random: Random, seed: int) -> Setting:
-    """4 to 7 validators, up to a third of them faulty in one way each."""
-    count = random.randint(4, 7)
-    keys = sorted((SecretKey(bytes([seed % 256, number + 1]) * 16) for number in range(count)), key=lambda k: k.account)
-    most = (count - 1) // 3
-    faulty = random.sample(range(count), random.randint(0, most))
-    faults = {number: random.choice(FAULTS) for number in faulty}
-    skews = tuple(
-        random.choice([-90_000, 90_000]) if faults.get(number) is Fault.WRONG_CLOCK else random.randint(-200, 200)
-        for number in range(count)
+def draw_stakes(random: Random, count: int) -> tuple[int, ...]:
+    """Equal ones, nearly equal ones, or very unequal ones: a quorum is stake, not heads."""
+    kind = random.randrange(3)
+    if kind == 0:
+        return (10,) * count
+    if kind == 1:
+        return tuple(10 + index for index in range(count))
+    return tuple(random.choice([1, 2, 3, 8]) for _ in range(count))
+
+
+def draw_faulty(random: Random, stakes: tuple[int, ...]) -> tuple[int, ...]:
+    """Validators with less than a third of the stake; one of seven times none."""
+    order = random.sample(range(len(stakes)), len(stakes))
+    faulty: list[int] = []
+    for number in order[: random.choice([0, 1, 1, 1, 2, 2, 3])]:
+        if 3 * (sum(stakes[item] for item in faulty) + stakes[number]) < sum(stakes):
+            faulty.append(number)
+    return tuple(faulty)
+
+
+def draw_clock(random: Random, fault: Fault | None) -> Clock:
+    """Within a fifth of the tolerance, or absurd."""
+    if fault is Fault.WRONG_CLOCK:
+        return Clock(random.choice([-90_000, 90_000]), random.choice([-300, 0, 300]))
+    return Clock(random.randint(-200, 200), random.randint(-5, 5))
+
+
+def draw_setting(random: Random, style: Style) -> Setting:
+    """3 to 7 validators, less than a third of the stake faulty."""
+    count = random.choice([4, 4, 4, 5] if style is Style.MAZE else [3, 4, 4, 4, 5, 5, 6, 7])
+    stakes = draw_stakes(random, count)
+    kinds = [Fault.TRAITOR] * 3 + [Fault.TWO_FACED, Fault.SILENT_LEADER, Fault.WRONG_CLOCK]
+    if style is Style.MAZE:
+        kinds = [Fault.TRAITOR]
+    faults = {number: random.choice(kinds) for number in draw_faulty(random, stakes)}
+    vices = {number: frozenset(vice for vice in Vice if random.random() < 0.5) for number in sorted(faults)}
+    clients = validator_keys(random.choice([0, 0, 1]), "client") if style is Style.LEARNING else ()
+    everybody = range(count + len(clients))
+    habits = {}
+    if style is Style.LEARNING:
+        habits = {number: random.choice(list(Habit)) for number in everybody if random.random() < 0.4}
+    return Setting(
+        keys=validator_keys(count),
+        stakes=stakes,
+        queue=tuple(random.sample(range(count), random.randint(0, 2))),
+        faults=faults,
+        vices=vices,
+        clocks={number: draw_clock(random, faults.get(number)) for number in everybody},
+        weather=draw_weather(random, style),
+        clients=clients,
+        habits=habits,
+        rounds=random.choice([1, 2]) if style is Style.LEARNING else 0,
+        probe_mode=random.choice(list(ProbeMode)),
     )
-    weather = Weather(
+
+
+def draw_weather(random: Random, style: Style) -> Weather:
+    if style in (Style.MAZE, Style.LEARNING):
+        return Weather(random.choice([0, 0, 2]), 10, 40, random.choice([60, 400]))
+    return Weather(
         loss=random.choice([0, 0, 5, 20]),
         duplication=random.choice([0, 10, 30]),
         longest_delay_ms=random.choice([20, 60, 150]),
         straggler_delay_ms=random.choice([60, 400, 1_500]),
     )
-    return Setting(tuple(keys), faults, skews, weather)
+
+
+def round_ms(round_: int) -> int:
+    """How long a round of agreement lasts at most in calm weather: three time-outs and what lies between."""
+    waits_ms = PARAMETERS.propose_timeout_ms + 2 * PARAMETERS.vote_timeout_ms + 3 * round_ * PARAMETERS.timeout_step_ms
+    return waits_ms + 3 * 40 + BUILD_MS
+
+
+def height_ms(validators: int, first_round: int) -> int:
+    """Within how much calm a height is decided that begins in a round: two turns of an honest, able leader.
+
+    Odd rounds go through all validators in turn, of whom less than a third is faulty: of any `faulty + 1` odd rounds in
+    a row one has an able leader. After its first turn everybody knows the latest valid block; its second one decides.
+    """
+    faulty = (validators - 1) // 2  # fewer heads than this have a third of the stake, however it is spread
+    return sum(round_ms(first_round + offset) for offset in range(4 * (faulty + 1)))
+
+
+def agreement_ms(validators: int, highest_round: int, behind: int) -> int:
+    """Within how much calm everybody has what was submitted before it: catching up, the current height, two more."""
+    pulls_ms = (3 + behind) * 2 * STATUS_INTERVAL_MS * validators
+    return pulls_ms + height_ms(validators, highest_round + 2) + 2 * height_ms(validators, 0)
+
+
+def learning_ms(validators: int, rounds: int) -> int:
+    """Within how much calm a task ends: each attempt of each learning round uses up every deadline, twice or thrice."""
+    block_ms = height_ms(validators, 0)
+    attempt_ms = DEADLINES.commit_ms + DEADLINES.reveal_ms + 2 * DEADLINES.available_ms
+    attempt_ms += 3 * (DEADLINES.aggregate_ms + 2 * DEADLINES.attest_ms) + 13 * block_ms
+    return 2 * (DEADLINES.registration_ms + block_ms) + rounds * MAX_ATTEMPTS * attempt_ms
 
 
 class Schedule:
     """Draws what goes wrong, and when, from one seed."""
 
-    def __init__(self, seed: int, folder: Path, trace: Callable[[str], None]) -> None:
+    def __init__(self, seed: int, world: World, random: Random, style: Style) -> None:
         self.seed = seed
-        self.random = Random(seed)
-        setting = draw_setting(self.random, seed)
-        self.world = World(setting, random=self.random, folder=folder, trace=trace)
-        self.clients = setting.keys
-        self.recipient = setting.keys[0].account
+        self.style = style
+        self.random = random
+        self.world = world
+        self.clients = world.setting.keys
+        self.recipient = self.clients[0].account
         self.nonces: Counter[AccountId] = Counter()
         self.waiting: list[Transaction] = []
-        self.calamities = (
-            self._partition,
-            self._cut_one_way,
-            *4 * (self._deafen,),
-            self._crash,
-            *2 * (self._heal_links,),
-            *2 * (self._hide_decision,),
-        )
+        self.calamities = self._choose_calamities()
         self.quiet_until_ms = 0
-        self._separate_faces()
+        self.bound_ms = 0
 
-    def run(self) -> Report:
-        """Chaos, then calm, then what must hold.
+    def _choose_calamities(self) -> tuple[Callable[[], None], ...]:
+        crashes = (self._crash, self._cut_power)
+        match self.style:
+            case Style.STORM:
+                return (
+                    self._partition,
+                    self._cut_one_way,
+                    *3 * (self._deafen,),
+                    *crashes,
+                    self._shift_clock,
+                    *2 * (self._heal_links,),
+                    *2 * (self._hide_decision,),
+                )
+            case Style.MAZE:
+                return (self._crash, self._hide_decision, *2 * (self._enter_maze,), *3 * (self._nothing,))
+            case Style.LEARNING:
+                return (*crashes, self._partition, self._cut_one_way, *2 * (self._heal_links,), *3 * (self._nothing,))
+            case Style.POWER:
+                return (
+                    *2 * crashes,
+                    *2 * (self._cut_power,),
+                    self._damage_log,
+                    self._lose_chain,
+                    self._fill_disk,
+                    self._partition,
+                    self._heal_links,
+                )
+
+    def run(self) -> int:
+        """Chaos, then calm; says how long the calm took to bring order.
 
         Raises:
             ViolationError: a rule was broken.
         """
         world = self.world
+        chaos_ms, strikes = {
+            Style.STORM: (4_000, 16),
+            Style.MAZE: (9_000, 9),
+            Style.LEARNING: (2_500, 6),
+            Style.POWER: (3_500, 14),
+        }[self.style]
+        world.separate_faces(Random(self.seed))
+        if self.style is Style.MAZE:
+            self._enter_maze()
         world.boot()
-        for time_ms in range(CALAMITY_INTERVAL_MS, CHAOS_MS, CALAMITY_INTERVAL_MS):
-            world.scheduler.after(time_ms, self._strike)
-        for time_ms in range(100, CHAOS_MS, TRANSACTION_INTERVAL_MS):
+        for number in range(1, strikes):
+            world.scheduler.after(number * chaos_ms // strikes, self._strike)
+        for time_ms in range(OPERATOR_MS, chaos_ms, OPERATOR_MS):
+            world.scheduler.after(time_ms, self._operate)
+        for time_ms in range(100, chaos_ms, 700 if self.style is Style.LEARNING else 450):
             world.scheduler.after(time_ms, self._transact)
-        world.run(CHAOS_MS)
+        world.run(chaos_ms)
+        return self._recover()
+
+    def _recover(self) -> int:
+        world = self.world
         world.heal()
-        self._separate_faces()
+        world.separate_faces(Random(self.seed))
         healed_ms = world.scheduler.now_ms
-        for number in world.able:
+        for number in self._running():
             self._transact(number)
         self._resubmit()
-        identifiers = tuple(transaction.id for transaction in self.waiting)
-        world.run(LIVENESS_BOUND_MS, lambda: world.contain(identifiers, world.able))
-        if not world.contain(identifiers, world.able):
-            heights = {number: world.nodes[number].chain.height for number in world.able}
-            raise LivenessError(f"after {LIVENESS_BOUND_MS} ms of calm, heights {heights}")
-        world.oracle.check_evidence()
-        return self._report(world.scheduler.now_ms - healed_ms)
+        self.bound_ms = self._bound_ms()
+        world.run(self.bound_ms, self._is_agreed)
+        if not self._is_agreed():
+            raise LivenessError(f"after {self.bound_ms} ms of calm, {self._places()}")
+        if not self._has_learned():
+            self.bound_ms += learning_ms(len(self.clients), world.setting.rounds)
+            world.run(healed_ms + self.bound_ms - world.scheduler.now_ms, self._has_learned)
+            if not self._has_learned():
+                raise LivenessError(f"no end of learning after {self.bound_ms} ms of calm, {self._places()}")
+        return world.scheduler.now_ms - healed_ms
 
-    def _report(self, recovery_ms: int) -> Report:
-        world = self.world
-        return Report(
-            seed=self.seed,
-            validators=len(world.setting.keys),
-            faults=tuple(sorted(fault.value for fault in world.setting.faults.values())),
-            heights=len(world.oracle.decided),
-            highest_round=max(world.nodes[number].highest_round for number in world.honest),
-            restarts=sum(node.restarts for node in world.nodes.values()),
-            evidence=len(world.oracle.seen_evidence),
-            events=world.scheduler.events,
-            messages=world.network.sent,
-            recovery_ms=recovery_ms,
-        )
+    def _running(self) -> tuple[int, ...]:
+        """Able nodes whose log isn't damaged."""
+        return tuple(number for number in self.world.able if self.world.nodes[number].refusal is None)
+
+    def _bound_ms(self) -> int:
+        nodes = [self.world.nodes[number] for number in self._running()]
+        heights = [node.chain.height for node in nodes]
+        highest_round = max(node.highest_round for node in nodes)
+        return agreement_ms(len(self.clients), highest_round, max(heights) - min(heights))
+
+    def _is_agreed(self) -> bool:
+        identifiers = tuple(transaction.id for transaction in self.waiting)
+        return self.world.contain(identifiers, self._running())
+
+    def _has_learned(self) -> bool:
+        chains = [self.world.nodes[number].chain for number in self._running()]
+        return all(self.world.bookkeeper.has_ended(chain) for chain in chains)
+
+    def _places(self) -> str:
+        nodes = {number: self.world.nodes[number] for number in self._running()}
+        return ", ".join(f"{number} at {n.machine.height}/{n.machine.round}" for number, n in nodes.items())
 
     # Clients
 
     def _transact(self, number: int | None = None) -> None:
         """One more transfer, handed to a node that runs."""
-        chain_id = self.world.oracle.chain_id
-        client = self.clients[self.random.randrange(len(self.clients)) if number is None else number]
-        transaction = self._transfer(client, chain_id)
+        client = self.clients[self.random.randrange(len(self.clients)) if number is None else number % len(self.clients)]
+        if self.style is Style.LEARNING:
+            return
+        transaction = self._transfer(client)
         self.waiting.append(transaction)
         running = [other for other in self.world.honest if self.world.nodes[other].is_up]
         if running:
             self.world.submit(self.random.choice(running) if number is None else number, transaction)
 
-    def _transfer(self, client: SecretKey, chain_id: ChainId) -> Transaction:
+    def _transfer(self, client: object) -> Transaction:
         nonce = self.nonces[client.account]
         self.nonces[client.account] += 1
-        return sign_transaction(client, chain_id, Transfer(self.recipient, 1), nonce=nonce, fee=1)
+        return sign_transaction(client, self.world.oracle.chain_id, Transfer(self.recipient, 1), nonce=nonce, fee=1)
 
     def _resubmit(self) -> None:
         """A client sends again what it doesn't find in the chain: nodes lose their mempools when they crash."""
-        for number in self.world.able:
+        for number in self._running():
             for transaction in self.waiting:
-                self.world.submit(number, transaction)
+                if not self.world.nodes[number].chain.contains(transaction.id):
+                    self.world.submit(number, transaction)
 
     # Calamities
 
     def _strike(self) -> None:
         if self.world.scheduler.now_ms >= self.quiet_until_ms:
-            self.random.choice(self.calamities)()
+            calamity = self.random.choice(self.calamities)
+            self.world.note(f"calamity: {calamity.__name__.strip('_')}")
+            calamity()
+
+    def _nothing(self) -> None:
+        """Let them work for a while."""
+
+    def _enter_maze(self) -> None:
+        self.world.network.adversary = Maze(self.random.randrange(2**32))
 
     def _hide_decision(self) -> None:
         """See `HiddenDecision`: hundreds of schedules without it didn't notice that locks were ignored."""
         self._heal_links()
         world = self.world
         witness = self.random.choice(world.honest)
-        chain, machine = world.nodes[witness].chain, world.nodes[witness].machine
-        leader = chain.leader(machine.round + 1)
+        node = world.nodes[witness]
+        if not node.is_up:
+            return
+        leader = node.chain.leader(node.machine.round + 1)
         next_leader = next(number for number, key in enumerate(self.clients) if key.account == leader)
         others = [number for number in range(len(self.clients)) if number != next_leader]
         unheard = self.random.sample(others, (len(self.clients) - 1) // 3)
         if next_leader != witness:
+            machine = node.machine
             world.network.adversary = HiddenDecision(
                 machine.height, machine.round, witness, next_leader, frozenset(unheard)
             )
             self.quiet_until_ms = world.scheduler.now_ms + HIDING_MS
-
-    def _separate_faces(self) -> None:
-        """Each face of a two-faced validator knows its own part of the others, for good."""
-        world = self.world
-        count = len(world.setting.keys)
-        others = Random(self.seed)
-        for number, fault in world.setting.faults.items():
-            if fault is Fault.TWO_FACED:
-                for other in world.nodes:
-                    hidden_from = count + number if others.random() < 0.5 else number
-                    if other % count != number:
-                        world.network.cut_link(hidden_from, other)
-                        world.network.cut_link(other, hidden_from)
-                world.network.separate(((number,), (count + number,)))
 
     def _partition(self) -> None:
         numbers = list(self.world.nodes)
@@ -208,23 +355,119 @@ class Schedule:
 
     def _heal_links(self) -> None:
         self.world.network.heal()
-        self._separate_faces()
+        self.world.separate_faces(Random(self.seed))
 
-    def _crash(self) -> None:
-        """Kill a node a few effects from now, perhaps inside a write, and start it again later."""
+    def _shift_clock(self) -> None:
+        """Somebody sets a clock, within what honest clocks may differ."""
+        clock = self.world.nodes[self.random.choice(self.world.able)].clock
+        clock.skew_ms = self.random.randint(-200, 200)
+
+    def _crash(self, *, is_power_cut: bool = False) -> SimulatedNode | None:
+        """Kill a node some failpoints from now, perhaps inside a write, and start it again later."""
         node = self.world.nodes[self.random.choice(list(self.world.nodes))]
-        steps, tear, pause_ms = self.random.randint(1, 25), self.random.random() < 0.5, self.random.randint(50, 1_500)
+        steps, pause_ms = self.random.randint(1, 40), self.random.randint(50, 1_500)
         if not node.is_up:
+            return None
+        node.steps_to_crash, node.is_power_cut = steps, is_power_cut
+        self.world.scheduler.after(pause_ms, lambda: self._boot(node))
+        return node
+
+    def _boot(self, node: SimulatedNode) -> None:
+        if not node.is_up and node.refusal is None:
+            node.boot()
+
+    def _cut_power(self) -> None:
+        self._crash(is_power_cut=True)
+
+    def _fill_disk(self) -> None:
+        """A disk fails some calls from now, and works again when the node is started again."""
+        node = self.world.nodes[self.random.choice(list(self.world.nodes))]
+        if node.is_up:
+            node.steps_to_failure = self.random.randint(1, 40)
+            self.world.scheduler.after(self.random.randint(300, 1_500), lambda: self._boot(node))
+
+    def _lose_chain(self) -> None:
+        """A database is lost while its node is down; the log stays."""
+        node = self._crash()
+        if node is not None:
+            node.steps_to_crash = None
+            node.crash()
+            node.lose_chain()
+
+    def _damage_log(self) -> None:
+        """A bit of a log rots while its node is down, if the others can go on without it."""
+        node = self._crash(is_power_cut=True)
+        if node is None or not self._can_spare(node):
             return
-        node.steps_to_crash, node.tear = steps, tear
-        self.world.scheduler.after(pause_ms, lambda: None if node.is_up else node.boot())
+        node.steps_to_crash = None
+        node.crash()
+        path = node.disk.path(WAL)
+        size = len(path.read_bytes()) if path.exists() else 0
+        if size:
+            node.disk.rot(WAL, self.random.randrange(size))
+
+    def _can_spare(self, node: SimulatedNode) -> bool:
+        world = self.world
+        lost = {number for number in world.honest if world.nodes[number].refusal is not None}
+        lost |= {node.number, *world.setting.faults}
+        validators = node.chain.validators
+        weight = validators.weight_of(world.nodes[number].account for number in sorted(lost))
+        return node.is_honest and node.number < len(self.clients) and 3 * weight < validators.total
+
+    def _operate(self) -> None:
+        """Somebody does what the error of a node that refuses to start says, as soon as it says so."""
+        decided = max(self.world.oracle.decided, default=0)
+        for node in self.world.nodes.values():
+            if node.refusal is not None and decided >= remedy_height(node.refusal):
+                node.remove_log()
+                node.boot()
 
 
-def simulate(seed: int, trace: Callable[[str], None] = lambda text: None) -> Report:
+def remedy_height(error: SignerWalError) -> int:
+    """The height that must be decided before a damaged log may be moved away, from the words of the error."""
+    found = re.search(r"once the network has decided height (\d+)", error.remedy)
+    assert found is not None, error.remedy
+    return int(found[1])
+
+
+def simulate(seed: int, trace: Trace = lambda text: None, mutation: Mutation = nullcontext) -> Report:
     """One run.
+
+    Args:
+        seed: of everything.
+        trace: takes each line of what happens.
+        mutation: changes the product while the run lasts; what is checked in the end is checked without it.
 
     Raises:
         ViolationError: a rule was broken.
     """
-    with log_folder() as folder:
-        return Schedule(seed, Path(folder), trace).run()
+    random = Random(f"schedule {seed}")
+    style = list(Style)[seed % len(Style)]
+    setting = draw_setting(random, style)
+    with simulated_system() as system:
+        with mutation():
+            world = World(setting, system=system, random=random, trace=trace)
+            schedule = Schedule(seed, world, random, style)
+            recovery_ms = schedule.run()
+        world.oracle.judge()
+    nodes = [world.nodes[number] for number in world.honest]
+    longest = max((world.nodes[number].chain for number in world.honest), key=lambda chain: chain.height)
+    settled, cancelled = world.bookkeeper.endings(longest)
+    return Report(
+        seed=seed,
+        style=style.value,
+        validators=len(setting.keys),
+        faults=tuple(sorted(fault.value for fault in setting.faults.values())),
+        heights=len(world.oracle.decided),
+        highest_round=max(node.highest_round for node in nodes),
+        restarts=sum(node.restarts for node in world.nodes.values()),
+        refusals=sum(node.refusal is not None for node in nodes),
+        evidence=len(world.oracle.seen_evidence),
+        settled=settled,
+        cancelled=cancelled,
+        events=world.scheduler.events,
+        messages=world.network.sent,
+        recovery_ms=recovery_ms,
+        bound_ms=schedule.bound_ms,
+        digest=world.digest,
+    )

@@ -1,13 +1,15 @@
-"""A node without network, disk and clock of its own: drives the real machine and the real signer's log.
+"""A node without network, disk and clock of its own: drives the real machine, signer's log, mempool and duties.
 
-It keeps the contract in `bflnode.consensus.agreement` and can be killed between any two effects and inside a write.
+It keeps the contract in `bflnode.consensus.agreement` as `bflnode.node.agreement_driver` does, and can be killed before
+and after any effect and in any call of its disk.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from random import Random
 
+from bflnode.consensus import ledger
 from bflnode.consensus.agreement import (
     BlockBuilt,
     BuildBlock,
@@ -23,32 +25,36 @@ from bflnode.consensus.agreement import (
     SignProposal,
     SignVote,
     Status,
+    TimeoutElapsed,
     ValidValue,
     VoteReceived,
     WorkAvailable,
 )
 from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote
-from bflnode.consensus.genesis import Parameters
-from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.machine import Machine
-from bflnode.consensus.rejection import Rejection
+from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.transaction import Transaction
-from bflnode.consensus.types import TransactionId
-from bflnode.storage.signer_wal import SignerWal
+from bflnode.node.mempool import Mempool
+from bflnode.storage.errors import StorageError
+from bflnode.storage.signer_wal import SignerWal, SignerWalError
 
-from .network import Decided, Message, Network, Pending
-from .oracle import Oracle
+from .disk import CrashError, SimulatedDisk
+from .learner import Client, Learner
+from .network import Message, Network, Pending
+from .oracle import Oracle, Voting
 from .scheduler import Action, Scheduler
-from .simulated_chain import CLOCK_START_MS, SimulatedChain
+from .simulated_chain import CLOCK_START_MS, PARAMETERS, Decided, SharedLedger, SimulatedChain
 
 STATUS_INTERVAL_MS = 250
+STATUS_PEERS = 2
 BUILD_MS = 5
-MAX_BUFFERED = 500
+MAX_EARLY = 500
 MAX_BLOCKS_IN_ANSWER = 5
 
+COMPACT_EVERY = 2
+"""Heights between compactions of the log: a run has dozens of heights, not thousands."""
 
-class CrashError(Exception):
-    """The process dies here."""
+WAL = "signer.wal"
 
 
 class HonestRefusedError(AssertionError):
@@ -62,71 +68,114 @@ class Surroundings:
     scheduler: Scheduler
     network: Network
     oracle: Oracle
-    parameters: Parameters
+    ledger: SharedLedger
     numbers: tuple[int, ...]
+    random: Random
     trace: Callable[[str], None]
+    decided: Callable[[SimulatedChain], None] = lambda chain: None
+
+
+@dataclass
+class Clock:
+    """How a node's clock is wrong: by so much, and by so much more with time."""
+
+    skew_ms: int = 0
+    drift_permille: int = 0
+
+    def local_ms(self, now_ms: int) -> int:
+        return CLOCK_START_MS + now_ms + self.skew_ms + now_ms * self.drift_permille // 1000
+
+    def virtual_ms(self, duration_ms: int) -> int:
+        return max(1, duration_ms * 1000 // (1000 + self.drift_permille))
 
 
 class SimulatedNode:
-    """One process. Its chain (database) and its log survive a crash; everything else is lost.
+    """One process. Its chain (database) and the disk of its log survive a crash; everything else is lost.
 
     Attributes:
         steps_to_crash: the node dies when it has passed this many failpoints; None while no crash is planned.
-        wal_path: of its signer's log.
-        tear: whether that crash leaves half a frame, if it comes while a frame is written.
+        is_power_cut: whether the machine dies with it, and what wasn't synced is lost.
+        refusal: why the process doesn't start; a person has to do something.
     """
 
     is_honest = True
 
-    def __init__(
-        self, around: Surroundings, number: int, key: SecretKey, chain: SimulatedChain, *, folder: Path, skew_ms: int
-    ) -> None:
+    def __init__(self, around: Surroundings, number: int, client: Client, disk: SimulatedDisk, clock: Clock) -> None:
         self.around = around
         self.number = number
-        self.key = key
-        self.chain = chain
-        self.decisions: list[Decided] = []
+        self.key = client.key
+        self.account = client.account
+        self.clock = clock
+        self.disk = disk
+        self.disk.failpoint = self._pass
+        self.chain = SimulatedChain(around.ledger)
         self.is_up = False
         self.incarnation = 0
         self.restarts = 0
         self.steps_to_crash: int | None = None
-        self.tear = False
+        self.is_power_cut = False
+        self.steps_to_failure: int | None = None
+        self.refusal: SignerWalError | None = None
         self.highest_round = 0
         self.machine: Machine
-        self.wal_path = folder / f"{number}-signer.wal"
-        self._skew_ms = skew_ms
+        self._client = client
         self._wal: SignerWal
+        self._learner: Learner
+        self._mempool: Mempool
         self._inputs: deque[Input] = deque()
-        self._buffer: deque[Vote | ProposalMessage] = deque(maxlen=MAX_BUFFERED)
-        self._pending: dict[TransactionId, Transaction] = {}
+        self._early: deque[Vote | ProposalMessage] = deque(maxlen=MAX_EARLY)
         self._is_running = False
+        self._alarm: tuple[int, int] | None = None
 
     # Life
 
     def boot(self) -> None:
         """Start the process: everything it knows comes from its chain and its log."""
-        self.is_up = True
+        assert not self.is_up
+        self.refusal = None
         self.incarnation += 1
-        self.steps_to_crash = None
         self._inputs.clear()
-        self._buffer.clear()
-        self._pending.clear()
+        self._early.clear()
         self._is_running = False
+        self._alarm = None
+        self._mempool = Mempool(self._check, lambda rejection: isinstance(rejection, Premature), self._seconds)
+        self._learner = Learner(self._client, self, lambda: self.chain.tree)
+        self.is_up = True
+        self.around.trace(f"{self.number} starts at height {self.chain.height + 1}")
+        self._guarded(self._start)
+
+    def _start(self) -> None:
         self._wal = self._open_wal()
-        self._guarded(self._begin_height)
         self._every(STATUS_INTERVAL_MS, self._send_status)
+        self._begin_height()
 
     def crash(self) -> None:
-        """Lose everything in memory."""
+        """Lose everything in memory, and with the power what wasn't synced."""
         self.is_up = False
         self.restarts += 1
-        self.around.oracle.forgets(self.number, self.machine.height)
-        self.steps_to_crash = None
-        self._wal.close()
-        self.around.trace(f"{self.number} crashes at height {self.machine.height}")
+        self.around.oracle.forgets(self.number, self.chain.height + 1)
+        self.steps_to_crash = self.steps_to_failure = None
+        if self.is_power_cut:
+            self.disk.cut_power()
+        else:
+            self.disk.kill()
+        cause = "loses power" if self.is_power_cut else "dies"
+        self.around.trace(f"{self.number} {cause} at height {self.chain.height + 1}")
 
     def _open_wal(self) -> SignerWal:
-        return SignerWal(self.wal_path, self.key, self.chain.chain_id)
+        return SignerWal(self.disk.path(WAL), self.key, self.chain.chain_id)
+
+    def lose_chain(self) -> None:
+        """The database of a node that is down is lost; its log is not."""
+        assert not self.is_up
+        self.chain.erase()
+        self.around.trace(f"{self.number} loses its chain")
+
+    def remove_log(self) -> None:
+        """A person moves the log of a node that is down away."""
+        assert not self.is_up
+        self.disk.erase(WAL)
+        self.around.trace(f"{self.number}'s log is moved away")
 
     def _guarded(self, action: Action) -> None:
         if not self.is_up:
@@ -135,8 +184,27 @@ class SimulatedNode:
             action()
         except CrashError:
             self.crash()
+        except SignerWalError as error:
+            self.refusal = error
+            self.crash()
+            self.around.trace(f"{self.number} refuses to start: {error}")
+        except StorageError as error:
+            self.around.trace(f"{self.number} stops: {error}")
+            self.crash()
 
-    def _after(self, delay_ms: int, action: Action) -> None:
+    def _pass(self, name: str) -> None:
+        """A place where the process may die, or its disk fail."""
+        if self.steps_to_failure is not None:
+            self.steps_to_failure -= 1
+            if self.steps_to_failure <= 0 and name in ("write", "half written", "fsync", "open", "rename", "truncate"):
+                raise OSError(28, "no space left on device")
+        if self.steps_to_crash is not None:
+            self.steps_to_crash -= 1
+            if self.steps_to_crash <= 0:
+                self.around.trace(f"{self.number} dies at: {name}")
+                raise CrashError
+
+    def later(self, delay_ms: int, action: Action) -> None:
         """Do something later, unless the process has died by then."""
         incarnation = self.incarnation
 
@@ -149,91 +217,124 @@ class SimulatedNode:
     def _every(self, interval_ms: int, action: Action) -> None:
         def fire() -> None:
             action()
-            self._after(interval_ms, fire)
+            self.later(interval_ms, fire)
 
-        self._after(interval_ms + self.number, fire)
-
-    def _failpoint(self, is_write: bool = False) -> None:
-        """A place where the process may die; after a write, perhaps with the write half done."""
-        if self.steps_to_crash is None:
-            return
-        self.steps_to_crash -= 1
-        if self.steps_to_crash <= 0:
-            if is_write and self.tear:
-                self._tear_last_frame()
-            raise CrashError
-
-    def _tear_last_frame(self) -> None:
-        """Undo a part of the last write, as if the crash had come before its fsync returned: nothing was sent yet."""
-        data = self.wal_path.read_bytes()
-        start = self._size_before_write
-        keep = start + (len(data) - start) // 2
-        self.wal_path.write_bytes(data[:keep])
+        self.later(interval_ms + self.number, fire)
 
     # Messages
 
-    def receive(self, message: Message) -> None:
-        self._guarded(lambda: self._take(message))
+    def receive(self, sender: int, message: Message) -> None:
+        self._guarded(lambda: self._take(sender, message))
 
-    def _take(self, message: Message) -> None:
-        match message:
-            case Vote():
-                self._take_agreement(message, message.height)
-            case ProposalMessage():
-                self._take_agreement(message, message.proposal.height)
-            case Decided():
-                self._take_decided(message)
-            case Pending(transactions):
-                self.submit(transactions)
-            case Status():
-                raise AssertionError("a status has a sender")
-
-    def receive_status(self, sender: int, status: Status) -> None:
-        self._guarded(lambda: self._answer(sender, status))
+    def _take(self, sender: int, message: Message) -> None:
+        try:
+            match message:
+                case Vote():
+                    self._take_agreement(message, message.height)
+                case ProposalMessage():
+                    self._take_agreement(message, message.proposal.height)
+                case Decided():
+                    self._take_decided(message)
+                case Pending(transactions):
+                    self._take_transactions(transactions)
+                case Status():
+                    self._answer(sender, message)
+        except Rejection as rejection:
+            self.around.trace(f"{self.number} refuses a {type(message).__name__} from {sender}: {rejection}")
 
     def _answer(self, sender: int, status: Status) -> None:
         if status.height < self.machine.height:
-            for decided in self.decisions[status.height - 1 : status.height - 1 + MAX_BLOCKS_IN_ANSWER]:
+            for decided in self.chain.decisions[status.height - 1 :][:MAX_BLOCKS_IN_ANSWER]:
                 self._send(sender, decided)
-            return
-        missing = self.machine.missing(status)
-        for vote in missing.votes:
-            self._send(sender, vote)
-        for proposal in missing.proposals:
-            self._send(sender, proposal)
-
-    def submit(self, transactions: tuple[Transaction, ...]) -> None:
-        """Take transactions in, and wake the machine: there is work."""
-        for transaction in transactions:
-            if not self.chain.contains(transaction.id):
-                self._pending[transaction.id] = transaction
-        if self._pending:
-            self._feed(WorkAvailable())
-
-    def submit_from_client(self, transaction: Transaction) -> None:
-        def take() -> None:
-            self.submit((transaction,))
-            self._broadcast(Pending((transaction,)))
-
-        self._guarded(take)
+        elif status.height == self.machine.height:
+            missing = self.machine.missing(status)
+            for message in (*missing.votes, *missing.proposals):
+                self._send(sender, message)
 
     def _take_agreement(self, message: Vote | ProposalMessage, height: int) -> None:
-        if height == self.machine.height + 1:
-            self._buffer.append(message)
+        """As `AgreementDriver._take_message`."""
+        if height not in (self.machine.height, self.machine.height + 1):
+            return
+        self._check_signatures(message)
         if height == self.machine.height:
             self._feed(self._as_input(message))
+        else:
+            self._early.append(message)
+
+    def _check_signatures(self, message: Vote | ProposalMessage) -> None:
+        if isinstance(message, Vote):
+            message.verify_signature(self.chain.chain_id)
+            return
+        message.proposal.verify_signature(self.chain.chain_id)
+        for vote in message.certificate:
+            vote.verify_signature(self.chain.chain_id)
 
     def _as_input(self, message: Vote | ProposalMessage) -> Input:
         if isinstance(message, Vote):
             return VoteReceived(message)
-        is_timely = abs(message.block.header.time_ms - self.local_ms) <= self.around.parameters.clock_tolerance_ms
+        self.around.oracle.headers[message.block.id] = message.block.header
+        is_timely = abs(message.block.header.time_ms - self.local_ms) <= PARAMETERS.clock_tolerance_ms
         return ProposalReceived(message, self.chain.is_valid(message.block), is_timely)
 
     def _take_decided(self, decided: Decided) -> None:
-        """A block from a peer: checked by its commit, whatever the own machine thinks."""
+        """As `AgreementDriver._take_final`: checked by its commit, whatever the own machine thinks."""
         block, commit = decided.block, decided.commit
-        if block.height == self.chain.height + 1 and self.chain.is_valid(block):
-            self._apply(block, commit)
+        if block.height != self.machine.height:
+            return
+        if (commit.height, commit.block_id) != (block.height, block.id):
+            raise Rejection(Reason.WRONG_COMMIT, commit=commit.block_id, block=block.id)
+        ledger.verify_commit(self.chain.chain_id, self.chain.validators, commit)
+        if not self.chain.is_valid(block):
+            raise Rejection(Reason.WRONG_ROOT, block=block.id)
+        self._apply(block, commit)
+
+    # Transactions
+
+    def submit(self, transaction: Transaction) -> None:
+        """Take in what a client hands over; a process that is down misses it."""
+
+        def take() -> None:
+            self._take_transactions((transaction,))
+            self._broadcast(Pending((transaction,)))
+
+        self._guarded(take)
+
+    def submit_own(self, transaction: Transaction) -> None:
+        """A transaction of this node's own account; raises `Rejection`."""
+        self._mempool.add(transaction)
+        self._broadcast(Pending((transaction,)))
+        self._wake()
+
+    def _take_transactions(self, transactions: tuple[Transaction, ...]) -> None:
+        for transaction in transactions:
+            if not self.chain.contains(transaction.id):
+                try:
+                    self._mempool.add(transaction)
+                except Rejection:
+                    continue
+        self._wake()
+
+    def _check(self, transaction: Transaction) -> None:
+        self.chain.check(transaction, self.local_ms)
+
+    def _wake(self) -> None:
+        """Blocks on demand: tell the machine when there is work, else look again when something is due."""
+        if self.machine.is_awake:
+            return
+        due_ms = self.chain.time_ms + PARAMETERS.heartbeat_ms
+        deadline_ms = ledger.next_deadline_ms(self.chain.genesis, self.chain.tree)
+        if deadline_ms is not None:
+            due_ms = min(due_ms, deadline_ms)
+        wait_ms = due_ms - self.local_ms
+        if self._mempool.has_work() or wait_ms <= 0:
+            self._feed(WorkAvailable())
+        elif self._alarm != (self.machine.height, due_ms):
+            self._alarm = (self.machine.height, due_ms)
+            self.later(self.clock.virtual_ms(wait_ms), self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._wake()
 
     # Effects
 
@@ -253,22 +354,26 @@ class SimulatedNode:
             self._is_running = False
 
     def _step(self, event: Input) -> None:
-        self._note_delivery(event)
+        is_counted = not self.machine.has_decided
+        machine = self.machine
         try:
-            effects = self.machine.step(event)
+            effects = machine.step(event)
         except Rejection as rejection:
+            self.around.trace(f"{self.number} refuses a {type(event).__name__}: {rejection}")
             if self._is_from_honest(event):
                 raise HonestRefusedError(f"node {self.number}: {rejection}") from rejection
             return
-        self.highest_round = max(self.highest_round, self.machine.round)
+        if is_counted:
+            self._note_delivery(machine, event)
+        self.highest_round = max(self.highest_round, machine.round)
         self._execute_all(effects)
 
-    def _note_delivery(self, event: Input) -> None:
+    def _note_delivery(self, machine: Machine, event: Input) -> None:
         """Tell the oracle what this machine gets to know, of the rounds that it certainly keeps."""
-        if isinstance(event, VoteReceived | ProposalReceived) and self.is_honest and not self.machine.has_decided:
+        if isinstance(event, VoteReceived | ProposalReceived) and self.is_honest:
             message = event.vote if isinstance(event, VoteReceived) else event.message
             round_ = message.round if isinstance(message, Vote) else message.proposal.round
-            if 0 <= self.machine.round - round_ <= 1:
+            if 0 <= machine.round - round_ <= 1:
                 self.around.oracle.delivers(self.number, self.incarnation, message)
 
     def _is_from_honest(self, event: Input) -> bool:
@@ -276,13 +381,15 @@ class SimulatedNode:
             case VoteReceived(vote):
                 return vote.validator in self.around.oracle.honest
             case ProposalReceived(message):
-                return message.proposal.proposer in self.around.oracle.honest
+                is_genuine = message.block.id in self.around.oracle.proposed
+                return is_genuine and message.proposal.proposer in self.around.oracle.honest
         return True
 
     def _execute_all(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
-            self._failpoint()
+            self._pass(f"before {type(effect).__name__}")
             self._execute(effect)
+            self._pass(f"after {type(effect).__name__}")
 
     def _execute(self, effect: Effect) -> None:
         match effect:
@@ -292,64 +399,68 @@ class SimulatedNode:
                 self._sign_vote(effect)
             case SignProposal():
                 self._sign_proposal(effect)
-            case SendVote(vote):
-                self._send_own(vote)
-            case SendProposal(message):
+            case SendVote(message) | SendProposal(message):
                 self._send_own(message)
             case Schedule(timeout, duration_ms):
-                self._after(duration_ms, lambda: self._feed(timeout))
+                self.later(self.clock.virtual_ms(duration_ms), lambda: self._time_out(timeout))
             case BuildBlock(height, round_):
-                self._after(BUILD_MS, lambda: self._build(height, round_))
+                self.later(BUILD_MS, lambda: self._build(height, round_))
             case Decide(block, commit):
                 self._apply(block, commit)
-            case Evidence(first, _):
-                offender = first.validator if isinstance(first, Vote) else first.proposer
-                self.around.oracle.accuses(self.number, self.machine.height, offender)
+            case Evidence(first, second):
+                self._accuse(first, second)
+
+    def _time_out(self, timeout: TimeoutElapsed) -> None:
+        if timeout.height == self.machine.height:
+            self._feed(timeout)
 
     def _persist(self, record: ValidValue) -> None:
-        self._write(lambda: self._wal.persist(record))
-
-    def _write(self, action: Action) -> None:
-        self._size_before_write = self.wal_path.stat().st_size if self.wal_path.exists() else 0
-        action()
-        self._failpoint(is_write=True)
+        self._wal.persist(record)
 
     def _sign_vote(self, intent: SignVote) -> None:
-        signed: list[Vote] = []
-        self._write(lambda: signed.append(self._wal.sign_vote(intent)))
-        self._send_own(signed[0])
-        self._failpoint()
-        self._inputs.append(VoteReceived(signed[0]))
+        vote = self._wal.sign_vote(intent)
+        self._pass("signed")
+        self._send_own(vote)
+        self._inputs.append(VoteReceived(vote))
 
     def _sign_proposal(self, intent: SignProposal) -> None:
-        signed: list[ProposalMessage] = []
-        self._write(lambda: signed.append(self._wal.sign_proposal(intent)))
-        self._send_own(signed[0])
-        self._failpoint()
-        self._inputs.append(ProposalReceived(signed[0], is_valid=True))
+        message = self._wal.sign_proposal(intent)
+        self._pass("signed")
+        self._send_own(message)
+        self._inputs.append(ProposalReceived(message, is_valid=True))
 
     def _send_own(self, message: Vote | ProposalMessage) -> None:
-        self.around.oracle.signs(message)
+        voting = Voting(self.number, self.chain.validators, self.local_ms, PARAMETERS.clock_tolerance_ms)
+        self.around.oracle.signs(message, voting)
+        self.around.trace(f"{self.number} signs {_told(message)}")
         self._broadcast(message)
+
+    def _accuse(self, first: object, second: object) -> None:
+        offender = first.validator if isinstance(first, Vote) else first.proposer
+        self.around.trace(f"{self.number} has evidence against {offender.hex()[:8]}")
+        self.around.oracle.accuses(self.number, self.machine.height, offender)
 
     def _build(self, height: int, round_: int) -> None:
         if (height, round_) == (self.machine.height, self.machine.round):
             self._feed(BlockBuilt(self._new_block(round_)))
 
     def _new_block(self, round_: int) -> Block:
-        return self.chain.build(round_, self.key.account, self.local_ms, tuple(self._pending.values()))
+        return self.chain.build(round_, self.account, self.local_ms, self._mempool.candidates())
 
     def _apply(self, block: Block, commit: Commit) -> None:
-        """Make a block final: database, then log, then the next height."""
+        """Make a block final: database, then mempool and log, then the next height."""
+        decided = Decided(block, commit)
         if self.is_honest:
-            self.around.oracle.decides(self.number, block, commit, self.chain.validators)
-        self._failpoint()
+            self.around.oracle.decides(self.number, self.chain, decided)
+        self._pass("before the batch")
         self.chain.apply(block, commit)
-        self.decisions.append(Decided(block, commit))
-        self._failpoint()
-        self._wal.compact(block.height)
-        self._failpoint()
-        self._pending = {key: item for key, item in self._pending.items() if not self.chain.contains(item.id)}
+        self._pass("after the batch")
+        if self.is_honest:
+            self.around.trace(f"{self.number} decides {block.height} {block.id.hex()[:8]} in round {commit.round}")
+            self.around.decided(self.chain)
+        self._mempool.settle(block.transactions)
+        if block.height % COMPACT_EVERY == 0:
+            self._wal.compact(block.height)
         self._begin_height()
 
     def _begin_height(self) -> None:
@@ -357,25 +468,34 @@ class SimulatedNode:
         self._inputs.clear()
         height = self.chain.height + 1
         self.machine = Machine(
-            self.key.account,
-            self.around.parameters,
+            self.account if self._may_sign(height) else None,
+            PARAMETERS,
             height=height,
             validators=self.chain.validators,
             leader=self.chain.leader,
         )
         self._execute_all(self.machine.start(self._wal.records(height)))
-        if self._pending:
-            self._inputs.append(WorkAvailable())
-        buffered, self._buffer = self._buffer, deque(maxlen=MAX_BUFFERED)
-        self._inputs.extend(self._as_input(message) for message in buffered)
+        early, self._early = self._early, deque(maxlen=MAX_EARLY)
+        for message in early:
+            self._inputs.append(self._as_input(message))
+        self._wake()
+        self._learner.look()
         self._drain()
+
+    def _may_sign(self, height: int) -> bool:
+        """As `AgreementDriver._may_sign`: not before the chain is where the log is."""
+        signed_height = self._wal.mark[0]
+        return signed_height < height or (signed_height == height and bool(self._wal.records(height)))
 
     # Sending
 
     @property
     def local_ms(self) -> int:
         """What this node's clock shows."""
-        return CLOCK_START_MS + self.around.scheduler.now_ms + self._skew_ms
+        return self.clock.local_ms(self.around.scheduler.now_ms)
+
+    def _seconds(self) -> float:
+        return self.around.scheduler.now_ms / 1000
 
     def _send(self, receiver: int, message: Message) -> None:
         self.around.network.send(self.number, receiver, message)
@@ -386,6 +506,17 @@ class SimulatedNode:
                 self._send(number, message)
 
     def _send_status(self) -> None:
-        self._broadcast(self.machine.status())
-        if self._pending:
-            self._broadcast(Pending(tuple(self._pending.values())))
+        others = [number for number in self.around.numbers if number != self.number]
+        waiting = self._mempool.candidates()
+        for number in self.around.random.sample(others, min(STATUS_PEERS, len(others))):
+            self._send(number, self.machine.status())
+            if waiting:
+                self._send(number, Pending(waiting))
+
+
+def _told(message: Vote | ProposalMessage) -> str:
+    if isinstance(message, Vote):
+        content = message.block_id.hex()[:8] if any(message.block_id) else "nil"
+        return f"{message.kind.name.lower()} {message.height}/{message.round} {content}"
+    proposal = message.proposal
+    return f"proposal {proposal.height}/{proposal.round} {proposal.block_id.hex()[:8]} valid {proposal.valid_round}"

@@ -79,6 +79,15 @@ class Exchange:
             if not fetched:
                 await trio.sleep(RETRY_DELAY_S)
 
+    async def attempt(self, blob: BlobId, *, max_bytes: int) -> bool:
+        """Ask each of the peers once, and say whether the blob is in the store then; what came of it is kept.
+
+        Raises:
+            Rejection: TOO_LARGE.
+            StorageError: the disk is at fault.
+        """
+        return self._blobs.has(blob) or await self._try_peers(blob, max_bytes, None)
+
     async def _try_peers(self, blob: BlobId, max_bytes: int, first: PeerId | None) -> bool:
         peers = sorted(self._peers(), key=lambda peer: peer != first)
         while peers:

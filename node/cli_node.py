@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -43,6 +44,7 @@ LOG_LINES = 3
         "bflnode start --home node0",
         "bflnode start --peer /ip4/192.0.2.7/tcp/26656/p2p/12D3KooW…",
         "bflnode start --background",
+        "bflnode start --state-sync 12000:5f0c… --peer /ip4/192.0.2.7/tcp/26656/p2p/12D3KooW…",
     )
 )
 @home_option
@@ -50,6 +52,17 @@ LOG_LINES = 3
 @click.option("--port", type=click.IntRange(0, 65535), help="Port for peers; 0 takes a free one.")
 @click.option("--rpc-port", type=click.IntRange(0, 65535), help="Port for RPC; 0 takes a free one.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="How much is logged.")
+@click.option(
+    "--state-sync", metavar="HEIGHT:HASH", help="Without a chain: start from a peer's snapshot, trusting this block."
+)
+@click.option(
+    "--state-sync-peer",
+    "--state-sync-peers",
+    "state_sync_peers",
+    multiple=True,
+    metavar="MULTIADDR",
+    help="Ask this peer for snapshots too; may be repeated.",
+)
 @click.option(
     "--background/--foreground", "--detach/--attach", "background", help="Return once it is up, log to a file."
 )
@@ -59,6 +72,8 @@ def start(
     port: int | None,
     rpc_port: int | None,
     log_level: str | None,
+    state_sync: str | None,
+    state_sync_peers: tuple[str, ...],
     background: bool,
 ) -> None:
     """Run the node: join the network, learn, vote, answer RPC.
@@ -71,34 +86,62 @@ def start(
     running = find_running(home.require())
     if running is not None:
         raise CommandError(f"a node already runs on {home.root}: process {running.pid}, RPC {running.rpc}")
+    chosen = StartOptions(peers, port, rpc_port, log_level, state_sync, state_sync_peers)
     if background:
-        _start_in_background(home, peers, port, rpc_port, log_level)
+        _start_in_background(home, chosen)
         return
     from .daemon import run_until_stopped
     from .network import TransportError
 
     try:
-        run_until_stopped(home, _flags(home, peers, port, rpc_port, log_level), _announce)
+        run_until_stopped(home, _flags(home, chosen), _announce)
     except TransportError as error:
         raise CommandError(str(error)) from error
 
 
-def _flags(
-    home: "Home", peers: tuple[str, ...], port: int | None, rpc_port: int | None, log_level: str | None
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class StartOptions:
+    """What `start` was given beyond the settings."""
+
+    peers: tuple[str, ...]
+    port: int | None
+    rpc_port: int | None
+    log_level: str | None
+    state_sync: str | None
+    state_sync_peers: tuple[str, ...]
+
+    def arguments(self) -> list[str]:
+        """The same as arguments of another `start`."""
+        given = [
+            *(("--peer", peer) for peer in self.peers),
+            ("--port", self.port),
+            ("--rpc-port", self.rpc_port),
+            ("--log-level", self.log_level),
+            ("--state-sync", self.state_sync),
+            *(("--state-sync-peer", peer) for peer in self.state_sync_peers),
+        ]
+        return [part for name, value in given if value is not None for part in (name, str(value))]
+
+
+def _flags(home: "Home", chosen: StartOptions) -> dict[str, Any]:
     """Settings from flags: the peers are added to those of the file."""
     from .configuration import load_configuration
 
     p2p: dict[str, Any] = {}
-    if peers:
-        p2p["persistent_peers"] = (*load_configuration(home).p2p.persistent_peers, *peers)
-    if port is not None:
-        p2p["port"] = port
-    flags: dict[str, Any] = {"p2p": p2p} if p2p else {}
-    if rpc_port is not None:
-        flags["rpc"] = {"port": rpc_port}
-    if log_level is not None:
-        flags["log_level"] = log_level
+    if chosen.peers:
+        p2p["persistent_peers"] = (*load_configuration(home).p2p.persistent_peers, *chosen.peers)
+    if chosen.port is not None:
+        p2p["port"] = chosen.port
+    sync: dict[str, Any] = {}
+    if chosen.state_sync is not None:
+        sync["state_sync"] = chosen.state_sync
+    if chosen.state_sync_peers:
+        sync["state_sync_peers"] = (*load_configuration(home).sync.state_sync_peers, *chosen.state_sync_peers)
+    flags: dict[str, Any] = {name: section for name, section in (("p2p", p2p), ("sync", sync)) if section}
+    if chosen.rpc_port is not None:
+        flags["rpc"] = {"port": chosen.rpc_port}
+    if chosen.log_level is not None:
+        flags["log_level"] = chosen.log_level
     return flags
 
 
@@ -118,13 +161,8 @@ def _announce(started: "Started") -> None:
     sys.stdout.flush()
 
 
-def _start_in_background(
-    home: "Home", peers: tuple[str, ...], port: int | None, rpc_port: int | None, log_level: str | None
-) -> None:
-
-    options = [option for peer in peers for option in ("--peer", peer)]
-    for name, value in (("--port", port), ("--rpc-port", rpc_port), ("--log-level", log_level)):
-        options += [] if value is None else [name, str(value)]
+def _start_in_background(home: "Home", chosen: StartOptions) -> None:
+    options = chosen.arguments()
     home.run.mkdir(parents=True, exist_ok=True)
     with home.log_file.open("ab") as log:
         log_start = log.tell()

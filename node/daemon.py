@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from .home import Home, HomeError
 from .network import TransportError
 from .node import Node, open_node
 from .rpc import serve
+from .state_sync import sync_state
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +51,8 @@ async def run_node(home: Home, configuration: Configuration, announce: Callable[
     """
     # From the very start: a signal that comes while the node opens ends it cleanly once it is up.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        if configuration.sync.state_sync and not await _unless_stopped(signals, sync_state(home, configuration)):
+            return
         async with open_node(home, configuration) as node, trio.open_nursery() as nursery:
             address: str = await nursery.start(serve, node)
             started = _started(node, address)
@@ -63,6 +66,23 @@ async def run_node(home: Home, configuration: Configuration, announce: Callable[
                 nursery.cancel_scope.cancel()
             finally:
                 home.address_file.unlink(missing_ok=True)
+
+
+async def _unless_stopped(signals: AsyncIterator[int], work: Awaitable[None]) -> bool:
+    """Do something that may take long; says whether it was done, and not ended by a signal."""
+    is_done = False
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            async for number in signals:
+                _log.info("%s: stopping", signal.Signals(number).name)
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(watch)
+        await work
+        is_done = True
+        nursery.cancel_scope.cancel()
+    return is_done
 
 
 def _started(node: Node, rpc_address: str) -> Started:

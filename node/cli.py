@@ -9,6 +9,7 @@ from .cli_accounts import account, keys, queue, task, transfer
 from .cli_blobs import model_pin, model_unpin
 from .cli_chain import block, chain, clusters, learning_round, learning_rounds, tx
 from .cli_completion import completion
+from .cli_debug import debug
 from .cli_init import init
 from .cli_models import model
 from .cli_node import health, journal, peers, start, status, stop
@@ -39,7 +40,7 @@ for _command in (
     *(init, start, stop, status, health, peers, journal),
     *(keys, account, task, queue, transfer),
     *(chain, block, tx, learning_round, learning_rounds, clusters),
-    *(model, reward, proof, testnet, completion),
+    *(model, reward, proof, testnet, completion, debug),
 ):
     bflnode.add_command(_command)
 

@@ -21,6 +21,7 @@ from .node import Node
 from .node_clock import now_ms
 from .refusals import InspectionError, ParameterError
 from .snapshots import delete_snapshot, describe
+from .task_dump import task_dump
 
 IN_THREAD = frozenset({"block", "blockchain"})
 """Methods that read the store alone, which is slower than memory and may be shared with threads."""
@@ -52,6 +53,7 @@ class RpcMethods:
             "tx": self.transaction,
             "account": self.account,
             "verify": self.verify,
+            "debug_tasks": self.debug_tasks,
             "snapshots": self.snapshots,
             "create_snapshot": self.create_snapshot,
             "delete_snapshot": self.delete_snapshot,
@@ -155,6 +157,10 @@ class RpcMethods:
             "leader": account_text(machine.leader),
             "is_awake": machine.is_awake,
         }
+
+    async def debug_tasks(self) -> Json:
+        """What each task and thread of this process is doing: places in the code, no values."""
+        return task_dump()
 
     async def unconfirmed_transactions(self) -> Json:
         """Transactions that wait for a block, in order of arrival."""

@@ -219,10 +219,11 @@ def proof_check(
     try:
         body = _read_proof(file)
         body, trusted = _with_genesis(body, genesis) if genesis else (body, _parse_trust(trust))
-        answer = check_json(check_proof(body, trusted, Clock(now_ms, trusting_period)), now_ms)
+        checked = check_proof(body, trusted, Clock(now_ms, trusting_period))
     except Rejection as rejection:
         fault = refusal_text(rejection)
         raise CommandError(f"{file} proves nothing to you: {fault}", VERIFICATION_FAILED) from rejection
+    answer = check_json(checked, now_ms, _unbonding_ms(body, trusted))
     if max_age is not None and answer["age_ms"] > max_age:
         raise CommandError(
             f"{file} is about block {answer['height']}, {duration(answer['age_ms'])} old, and you want at most "
@@ -272,6 +273,15 @@ def _parse_trust(text: str) -> "Trust":
     return Trust(int(found[1] or 0), BlockId(bytes.fromhex(found[2])))
 
 
+def _unbonding_ms(body: "ProofBody", trust: "Trust") -> int | None:
+    """How long stake stays bound, if the genesis is what is trusted."""
+    from bflnode.consensus.genesis import MAX_GENESIS_BYTES, Genesis
+
+    if trust.height != 0:
+        return None
+    return Genesis.from_bytes(body.chain.genesis, max_bytes=MAX_GENESIS_BYTES).parameters.unbonding_ms
+
+
 def _checked_by_its_start(data: bytes) -> "CheckedProof":
     """Check a proof as somebody would who trusts its start: what a node answers may be wrong."""
     from bflnode.consensus.genesis import MAX_GENESIS_BYTES, Genesis
@@ -307,6 +317,12 @@ def _render_check(answer: dict[str, Any]) -> None:
         ("chain", answer["chain_id"]),
         ("trusted", f"{trusted}, {duration(answer['trusted_age_ms'])} old; steps from there: {answer['steps']}"),
     ]
+    unbonding_ms = answer["unbonding_ms"]
+    if unbonding_ms is not None and answer["trusted_age_ms"] > unbonding_ms:
+        caution = (
+            f"stake stays bound for {duration(unbonding_ms)} only: its validators may have left; trust a newer block"
+        )
+        lines.append(("caution", caution))
     if answer["model_file"] is not None:
         lines.append(("model file", f"is the {answer['model_file']}"))
     facts(lines)

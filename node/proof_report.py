@@ -34,8 +34,14 @@ def refusal_text(rejection: Rejection) -> str:
     return str(rejection) if remedy is None else f"{rejection}; {remedy}"
 
 
-def check_json(checked: CheckedProof, now_ms: int) -> dict[str, Any]:
-    """What a check found: the fact, the block it is of, and what was trusted."""
+def check_json(checked: CheckedProof, now_ms: int, unbonding_ms: int | None) -> dict[str, Any]:
+    """What a check found: the fact, the block it is of, and what was trusted.
+
+    Args:
+        checked: the proof.
+        now_ms: the reader's time.
+        unbonding_ms: how long stake stays bound on this chain, where a trusted genesis says so.
+    """
     header, trusted = checked.verified.header, checked.verified.trusted
     return {
         "kind": kind_of(checked.proven),
@@ -48,6 +54,7 @@ def check_json(checked: CheckedProof, now_ms: int) -> dict[str, Any]:
         "trusted_height": trusted.height,
         "trusted_block": trusted.id.hex(),
         "trusted_age_ms": max(0, now_ms - trusted.time_ms),
+        "unbonding_ms": unbonding_ms,
         "steps": checked.verified.steps,
         "model_file": None,
     }

@@ -1,7 +1,5 @@
 """Account keys: signatures bind kind, chain and payload; Ed25519's edge cases are pinned; texts have a checksum."""
 
-from typing import Any
-
 import pytest
 
 from bflnode.consensus.encoding import encode
@@ -16,7 +14,6 @@ from bflnode.consensus.keys import (
 )
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.types import AccountId, ChainId, Signature
-from tests.consensus.vectors import load_vectors
 
 KEY = SecretKey.from_seed(bytes(range(32)))
 OTHER = SecretKey.from_seed(bytes(32))
@@ -27,10 +24,6 @@ def flipped(data: bytes, bit: int) -> bytes:
     changed = bytearray(data)
     changed[bit // 8] ^= 1 << bit % 8
     return bytes(changed)
-
-
-def vector_is_signed(key: str, message: str, signature: str) -> bool:
-    return is_signed(AccountId(bytes.fromhex(key)), bytes.fromhex(message), Signature(bytes.fromhex(signature)))
 
 
 def test_signed_bytes_begin_with_domain_kind_and_chain() -> None:
@@ -66,34 +59,6 @@ def test_every_bit_of_a_signature_and_of_the_key_matters() -> None:
 @pytest.mark.parametrize(("key_size", "signature_size"), [(0, 64), (31, 64), (33, 64), (32, 0), (32, 63), (32, 65)])
 def test_keys_and_signatures_of_other_sizes_are_bad_signatures(key_size: int, signature_size: int) -> None:
     assert not is_signed(AccountId(bytes(key_size)), b"", Signature(bytes(signature_size)))
-
-
-def test_wycheproof_signatures_get_the_published_verdicts() -> None:
-    groups: list[dict[str, Any]] = load_vectors("wycheproof_ed25519.json")["testGroups"]
-    cases = [(group["publicKey"]["pk"], test) for group in groups for test in group["tests"]]
-    wrong = [
-        test["tcId"]
-        for key, test in cases
-        if vector_is_signed(key, test["msg"], test["sig"]) != (test["result"] == "valid")
-    ]
-    assert (len(cases), wrong) == (151, [])
-
-
-def test_verdicts_on_the_edge_cases_that_implementations_disagree_about_never_change() -> None:
-    """A change here, by another libsodium for instance, splits the network: nodes would disagree about blocks.
-
-    Of the twelve cases of ed25519-speccheck ("Taming the many EdDSAs", Chalkias et al. 2020) only number 3 is
-    accepted: key and R of mixed order, both equations hold. Rejected are small-order keys (0, 1) and R (2), what only
-    the equation with cofactor accepts (4, 5), s not below the group order (6, 7), second encodings of R (8, 9) and of
-    the key (10, 11).
-    """
-    cases = load_vectors("ed25519_speccheck.json")
-    accepted = [
-        number
-        for number, case in enumerate(cases)
-        if vector_is_signed(case["pub_key"], case["message"], case["signature"])
-    ]
-    assert (len(cases), accepted) == (12, [3])
 
 
 def test_secret_key_is_not_printed() -> None:

@@ -203,7 +203,7 @@ def _fields(kind: type[Record], node: object, path: str) -> Value:
             raise RecordJsonError(f"{path}.{name}", "is there twice", "keep one of the two")
         if name not in hints:
             remedy = f"remove it or correct its name; the fields are {', '.join(names)}"
-            raise RecordJsonError(f"{path}.{name}", "is not a known field", remedy)
+            raise RecordJsonError(f"{path}.{_shortened(name)}", "is not a known field", remedy)
         members[name] = member
     for name in names:
         if name not in members:
@@ -256,4 +256,6 @@ def _described(node: object) -> str:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    """What was written, in forty characters that don't rewrite a terminal."""
+    shown = text if text.isprintable() else json.dumps(text)
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."

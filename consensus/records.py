@@ -223,7 +223,9 @@ def _bool_reader(value: Value, path: str) -> bool:
 
 def _enum_reader(kind: type[IntEnum]) -> Reader:
     def read(value: Value, path: str) -> IntEnum:
-        if type(value) is not int or value not in kind.__members__.values():
+        if type(value) is not int:
+            raise Rejection(Reason.MALFORMED, field=path, expected=kind.__name__, got=type(value).__name__)
+        if value not in kind.__members__.values():
             raise Rejection(Reason.MALFORMED, field=path, value=value, expected=kind.__name__)
         return kind(value)
 

@@ -55,6 +55,10 @@ class Reason(StrEnum):
     LIMIT = "limit"
 
 
+MAX_SHOWN = 300
+"""Characters of one value in a message: a path of fields and a sentence fit."""
+
+
 class Rejection(Exception):
     """Something handed to us breaks a rule.
 
@@ -75,4 +79,8 @@ class Premature(Rejection):
 
 
 def _shown(value: object) -> str:
-    return value.hex()[:16] if isinstance(value, bytes) else str(value)
+    """A value as a log and a terminal can take it, whatever a stranger put there."""
+    if isinstance(value, bytes):
+        return value.hex()[:16]
+    text = str(value)
+    return text if len(text) <= MAX_SHOWN and text.isprintable() else ascii(text[:MAX_SHOWN])

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,9 @@ FASHION_MNIST_CLASSES = (
 
 MAX_IDX_SIZE = 2**30
 """Bytes of an IDX file once unpacked; MNIST's largest has 45 MiB."""
+
+IDX_PIECE_SIZE = 2**20
+"""Bytes read at once."""
 
 IDX_UNSIGNED_BYTE = 0x08
 """The element type of all MNIST-like files (LeCun's IDX format, third byte)."""
@@ -274,10 +277,10 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
     try:
         if path == plain:
             with plain.open("rb") as file:
-                content = file.read(MAX_IDX_SIZE + 1)
+                content = _read_bounded(file)
         else:
-            with gzip.open(packed) as file:
-                content = file.read(MAX_IDX_SIZE + 1)
+            with gzip.open(packed) as unpacked:
+                content = _read_bounded(unpacked)
     except FileNotFoundError as error:
         raise DatasetError(f"{folder} has neither {name} nor {name}.gz: give the folder that has them") from error
     except (OSError, EOFError, zlib.error) as error:
@@ -290,6 +293,14 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
             f"{path} is no IDX file of unsigned bytes in {dimensions} dimensions, or is cut off: get the file again"
         )
     return np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape)
+
+
+def _read_bounded(file: IO[bytes]) -> bytes:
+    """The content, or a little more than may be; in pieces, since memory is taken for what is asked for."""
+    content = bytearray()
+    while len(content) <= MAX_IDX_SIZE and (piece := file.read(IDX_PIECE_SIZE)):
+        content += piece
+    return bytes(content)
 
 
 def _as_inputs(key: str, array: NDArray[Any]) -> Inputs:

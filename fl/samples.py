@@ -4,6 +4,7 @@ Here belong the types every other module of the learning takes data in, their ru
 Where data comes from is in `datasets`, how it is spread over clients in `partition`.
 """
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,12 @@ Inputs = NDArray[np.float32] | NDArray[np.uint8]
 
 Labels = NDArray[np.int64]
 """(samples,), each 0 or more and below the number of classes."""
+
+MAX_ARRAY_SIZE = 2**34
+"""Bytes of one array once unpacked, 16 GiB: ImageNet at 64x64 in uint8. A small file can hold zeros for far more."""
+
+MAX_SHOWN = 200
+"""Characters that an error repeats of what a library says about a damaged file: it quotes the damage."""
 
 MAX_CLASS_NAME = 100
 """Characters: names are for people, ImageNet's longest has 121 with all its synonyms."""
@@ -208,14 +215,35 @@ def read_npz(path: Path, keys: Iterable[str]) -> dict[str, NDArray[Any]]:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DatasetError(f"{path} holds one bare array: save it with numpy.savez under named keys")
-            return {key: archive[key] for key in keys if key in archive.files}
+            return {key: _array(archive, key) for key in keys if key in archive.files}
     except DatasetError:
         raise
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist: check the path") from error
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         # What numpy can't name, it takes for a pickle, and says how to load that: nobody should.
-        why = "it holds no arrays, or Python objects" if "pickle" in str(error) else error
+        what = str(error)[:MAX_SHOWN]
+        if "pickle" in what:
+            what = "it holds no arrays, or Python objects"
+        why = what if what.isprintable() else ascii(what)
         raise DatasetError(
             f"{path} can't be read as .npz ({why}): save plain number arrays with numpy.savez, no Python objects"
         ) from error
+
+
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error),
+    # What numpy lets through of a header that announces too much, or is no literal of Python.
+    *(MemoryError, OverflowError, TypeError, KeyError, tokenize.TokenError),
+)
+"""How an .npz fails to be read; RecursionError and NotImplementedError are RuntimeErrors."""
+
+
+def _array(archive: "np.lib.npyio.NpzFile", key: str) -> NDArray[Any]:
+    """One array; numpy takes both `key` and `key.npy` for its name."""
+    sizes = {entry.filename: entry.file_size for entry in archive.zip.infolist()} if archive.zip is not None else {}
+    size = max(sizes.get(key, 0), sizes.get(f"{key}.npy", 0))
+    if size > MAX_ARRAY_SIZE:
+        raise ValueError(f"{key} has {size} bytes unpacked, at most {MAX_ARRAY_SIZE} are read")
+    array: NDArray[Any] = archive[key]
+    return array

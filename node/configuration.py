@@ -39,6 +39,13 @@ class RemoteProcedureCalls(_Section):
     port: Port = 26657
 
 
+class Signing(_Section):
+    """How this node's key signs votes."""
+
+    new_log: Literal["wait", "vote"] = "wait"
+    """With an empty signer's log on a chain that has blocks: wait for the next block before voting, or vote at once."""
+
+
 class Training(_Section):
     """Local training: whether, on what, and with which device."""
 
@@ -90,6 +97,7 @@ class Configuration(BaseSettings):
     p2p: PeerToPeer = PeerToPeer()
     rpc: RemoteProcedureCalls = RemoteProcedureCalls()
     training: Training = Training()
+    signing: Signing = Signing()
     storage: Storage = Storage()
     sync: Synchronisation = Synchronisation()
 

@@ -10,6 +10,7 @@ HOME/data/chain.joining/       that, in the making from a snapshot of a peer
 HOME/data/snapshots/           states after some blocks, for nodes that join
 HOME/data/blobs/               models by content
 HOME/data/rounds/              what this node did in each learning round (see `journal`)
+HOME/data/evidence/            proofs of double signatures that this node found and no block has yet
 HOME/data/signer.wal           what this node has signed
 HOME/data/shard.npz            the node's own data, where it is not elsewhere
 HOME/data/test.npz             the global test set, where there is one
@@ -91,6 +92,11 @@ class Home:
     def rounds(self) -> Path:
         """Directory of the journal."""
         return self.root / "data" / "rounds"
+
+    @property
+    def evidence(self) -> Path:
+        """Directory of evidence that waits for a block."""
+        return self.root / "data" / "evidence"
 
     @property
     def signer_wal(self) -> Path:
@@ -198,7 +204,7 @@ def read_credential(path: Path) -> tuple[AccountId, Signature]:
         credential = bytes.fromhex(content["credential"])
     except OSError as error:
         raise HomeError(f"cannot read the admission credential {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise HomeError(f"{path} is not an admission credential ({error}): ask for a new one") from error
     if len(credential) != 64:
         raise HomeError(f"{path}: a credential has 64 bytes, not {len(credential)}: ask for a new one")

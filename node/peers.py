@@ -175,6 +175,8 @@ class Peers:
         if hello.chain_id != self._chain_id:
             raise Rejection(Reason.WRONG_CHAIN, theirs=hello.chain_id, ours=self._chain_id)
         verify(hello.account, "hello", self._chain_id, hello_payload(peer, hello.account), hello.signature)
+        if not all(text.isprintable() for text in (hello.version, *hello.addresses)):
+            raise Rejection(Reason.MALFORMED, fault="version and addresses are for people: printable ASCII")
         if hello.account == self._key.account:
             raise Rejection(Reason.DUPLICATE, fault="another node is running with this account's key", peer=peer)
         if not self._network.is_connected(peer):

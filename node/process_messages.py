@@ -22,6 +22,9 @@ import msgpack
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 """The largest message is a prediction for 4,096 samples and 100 classes: 3.7 MB."""
 
+MAX_SHOWN = 200
+"""Characters that an error repeats of what is wrong with a message."""
+
 RECEIVE_BYTES = 64 * 1024
 """What one read asks the socket for."""
 
@@ -67,7 +70,8 @@ class ProcessMessages(Generic[Message]):
         try:
             message = msgpack.unpackb(body, object_hook=self._from_map, use_list=False)
         except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
-            raise ProcessMessageError(f"the other process sent something else than a known message: {error}") from error
+            what = ascii(str(error))[:MAX_SHOWN]
+            raise ProcessMessageError(f"the other process sent something else than a known message: {what}") from error
         if type(message) not in self._types.values():
             raise ProcessMessageError(f"the other process sent a {type(message).__name__}, not a known message")
         return message  # type: ignore[no-any-return]  # its type was looked up in the closed set

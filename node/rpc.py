@@ -21,7 +21,7 @@ from hypercorn.config import Config
 from hypercorn.trio import serve as serve_http
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from bflnode.consensus.rejection import Rejection
@@ -126,7 +126,7 @@ def make_application(methods: RpcMethods) -> Starlette:
         if body is None:
             return PlainTextResponse(f"a request has at most {MAX_REQUEST_BYTES} bytes\n", status_code=413)
         answer = await answer_request(methods.call, body)
-        return Response(status_code=204) if answer is None else JSONResponse(answer)
+        return Response(status_code=204) if answer is None else Response(encoded(answer), media_type="application/json")
 
     return Starlette(
         routes=[
@@ -155,7 +155,10 @@ def browser_fault(host: str, origin: str | None) -> str | None:
 
     A name other than localhost may be one that an attacker's DNS points at this machine; numbers can't be rebound.
     """
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:  # brackets without an address of IPv6
+        name = ""
     if name != "localhost" and not _is_address(name):
         return f"host {host[:80]!r} is not an address of this machine: use an IP address or localhost"
     if origin is not None and origin != f"http://{host}":
@@ -185,7 +188,7 @@ async def answer_request(call: Callable[[str, dict[str, Any]], Awaitable[Any]], 
     identifier: Any = None
     try:
         request = _parse(body)
-        identifier = request.get("id")
+        identifier = _identifier(request)
         method, params = _checked(request)
         result = await _called(call, method, params)
     except RequestError as error:
@@ -221,12 +224,23 @@ def _parse(body: bytes) -> dict[str, Any]:
     return request
 
 
-def _checked(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    identifier, method, params = request.get("id"), request.get("method"), request.get("params", {})
-    if request.get("jsonrpc") != "2.0" or not isinstance(method, str):
-        raise RequestError(INVALID_REQUEST, 'a request has "jsonrpc": "2.0" and the name of a method')
+def encoded(answer: dict[str, Any]) -> bytes:
+    """An answer as ASCII JSON: what a caller wrote may hold half a surrogate pair, which UTF-8 can't carry."""
+    return json.dumps(answer, allow_nan=False, separators=(",", ":")).encode("ascii")
+
+
+def _identifier(request: dict[str, Any]) -> str | int | None:
+    """The id of a request, which its answer repeats; one of another type is answered with null."""
+    identifier = request.get("id")
     if identifier is not None and not isinstance(identifier, str | int):
         raise RequestError(INVALID_REQUEST, "the id of a request is text or an integer")
+    return identifier
+
+
+def _checked(request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    method, params = request.get("method"), request.get("params", {})
+    if request.get("jsonrpc") != "2.0" or not isinstance(method, str):
+        raise RequestError(INVALID_REQUEST, 'a request has "jsonrpc": "2.0" and the name of a method')
     if not isinstance(params, dict):
         raise RequestError(INVALID_PARAMS, "parameters are given by name, in an object")
     return method, params

@@ -136,14 +136,15 @@ class FrameStream:
             TransportError: the stream broke or stalled inside a frame.
         """
         try:
-            header = await read_exactly(self._stream, LENGTH_BYTES)
+            try:
+                header = await read_exactly(self._stream, LENGTH_BYTES)
+            except StreamEOF:
+                return None
             size = int.from_bytes(header, "big")
             if size > limit_bytes:
                 raise Rejection(Reason.TOO_LARGE, size=size, limit=limit_bytes)
             with trio.fail_after(FRAME_TIMEOUT_S):
                 return await read_exactly(self._stream, size) if size else b""
-        except StreamEOF:
-            return None
         except trio.TooSlowError as error:
             raise TransportError(f"a frame didn't arrive in {FRAME_TIMEOUT_S:g} s") from error
         except LIBRARY_FAILURES as failure:
@@ -157,6 +158,11 @@ class FrameStream:
 def framed(payload: bytes) -> bytes:
     """A payload with its length in front."""
     return len(payload).to_bytes(LENGTH_BYTES, "big") + payload
+
+
+def printable(text: str) -> str:
+    """A peer's words for a log: what could forge a line or rewrite a terminal becomes a question mark."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _cause(failure: BaseException) -> str:
@@ -292,7 +298,7 @@ class PeerSession:
             if len(body) > max_answer_bytes:
                 raise Rejection(Reason.TOO_LARGE, size=len(body), limit=max_answer_bytes)
             return body
-        text = body[:MAX_REASON_BYTES].decode("utf-8", "replace")
+        text = printable(body[:MAX_REASON_BYTES].decode("utf-8", "replace"))
         if answer[0] == Status.REFUSED:
             raise RemoteRefusal(self.peer, text)
         raise TransportError(f"{self.peer} failed to answer: {text}")

@@ -1,5 +1,6 @@
 import io
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bflnode.fl import samples
 from bflnode.fl.samples import (
     DatasetError,
     LabelledData,
@@ -190,3 +192,33 @@ def test_split_takes_its_share_of_each_class() -> None:
 def test_share_that_splits_nothing_is_refused(share: float) -> None:
     with pytest.raises(DatasetError, match="can't be split off"):
         split_by_class(np.zeros(3, np.int64), share, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (1000000000000000,)}",
+        f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({2**70},)}}",
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (True,)}",
+        "-" * 9_000 + "1",
+        "(" * 9_000,
+    ],
+)
+def test_an_array_with_a_hostile_header_is_refused(tmp_path: Path, header: str) -> None:
+    """numpy lets MemoryError, OverflowError, TypeError and TokenError through."""
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode())
+    with pytest.raises(DatasetError, match=r"x\.npz can't be read as \.npz"):
+        read_npz(path, ("x",))
+
+
+def test_an_array_that_unpacks_to_more_than_the_limit_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "MAX_ARRAY_SIZE", 1_000)
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, x=np.zeros(2_000, dtype=np.uint8), y=np.zeros(100, dtype=np.uint8))
+    with pytest.raises(DatasetError, match="x has 2128 bytes unpacked, at most 1000 are read"):
+        read_npz(path, ("x",))
+    assert len(read_npz(path, ("y",))["y"]) == 100

@@ -46,6 +46,8 @@ def test_entries_come_by_round_and_attempt(tmp_path: Path) -> None:
         b'{"task": "aa", "number": "3", "attempt": 1}',
         b'{"task": "aa", "number": 3, "attempt": 1, "model": "no hex"}',
         b'{"task": "aa", "number": 3, "attempt": 1, "loss": "low"}',
+        b'{"task": "aa", "number": 3, "attempt": 1, "loss": NaN}',
+        b"[" * 100_000,
     ],
 )
 def test_a_damaged_entry_counts_as_lost_and_can_be_written_again(
@@ -74,3 +76,20 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "rounds").write_text("")
     with pytest.raises(StorageError, match="making a folder failed"):
         Journal(tmp_path / "rounds")
+
+
+def test_an_entry_of_another_attempt_in_this_ones_place_counts_as_lost(tmp_path: Path) -> None:
+    """A flipped bit in the number must not send what is learnt from now on to another file."""
+    journal = Journal(tmp_path)
+    journal.update(SLOT, model="bb")
+    [path] = tmp_path.glob("*.json")
+    path.write_text(path.read_text().replace('"number": 3', '"number": 7'))
+    assert journal.entry(SLOT) == RoundEntry(TASK.hex(), 3, 1)
+    journal.update(SLOT, model="cc")
+    assert Journal(tmp_path).entries() == (RoundEntry(TASK.hex(), 3, 1, model="cc"),)
+
+
+def test_a_loss_that_is_not_finite_is_no_fact(tmp_path: Path) -> None:
+    """It has no form in JSON: whoever asks a node about it would get no answer."""
+    Journal(tmp_path).update(SLOT, model="bb", loss=float("inf"))
+    assert Journal(tmp_path).entry(SLOT) == RoundEntry(TASK.hex(), 3, 1, model="bb")

@@ -322,6 +322,9 @@ class TestRequesting:
             assert refusal.value.reason == "wrong-height: seen=7, expected=9"
             assert second.statistics()["scores"] == {}
 
+    def test_a_peers_words_can_not_forge_a_line_of_a_log(self) -> None:
+        assert streams.printable("full\n2026 INFO all is well \x1b[2J") == "full?2026 INFO all is well ?[2J"
+
     async def test_a_crash_in_the_handler_is_a_failed_request_and_nothing_else(self) -> None:
         async with pair() as (first, _, second, _):
             with pytest.raises(TransportError, match="failed to answer: internal error"):

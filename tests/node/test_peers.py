@@ -39,6 +39,8 @@ async def test_both_sides_know_account_version_and_height_after_a_hello(tmp_path
         ({"chain_id": bytes(32)}, "wrong-chain"),
         ({"signature": Signature(bytes(64))}, "bad-signature"),
         ({"account": SecretKey.from_seed(bytes(32)).account}, "bad-signature"),
+        ({"version": "1.0\x1b[2J"}, "malformed"),
+        ({"addresses": ("/dns/a\nb/tcp/1",)}, "malformed"),
     ],
 )
 async def test_a_hello_that_does_not_belong_here_is_refused_with_the_reason(

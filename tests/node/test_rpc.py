@@ -173,6 +173,8 @@ async def test_wrong_call_is_an_error_with_its_cause(
         ({"id": 1, "method": "status"}, INVALID_REQUEST),
         ({"jsonrpc": "2.0", "id": 1, "method": 5}, INVALID_REQUEST),
         ({"jsonrpc": "2.0", "id": {}, "method": "status"}, INVALID_REQUEST),
+        (b'{"jsonrpc": "2.0", "id": NaN, "method": "status"}', INVALID_REQUEST),
+        (b'{"jsonrpc": "2.0", "id": "\\ud800", "method": "none"}', METHOD_NOT_FOUND),
         ({"jsonrpc": "2.0", "id": 1, "method": "status", "params": [1]}, INVALID_PARAMS),
     ],
 )
@@ -203,6 +205,7 @@ async def test_request_that_is_too_large_is_refused(validator: tuple[Home, Harne
         ({"content-type": "text/plain"}, 415),
         ({"host": "evil.example"}, 403),
         ({"host": "localhost.evil.example:26657"}, 403),
+        ({"host": "[127.0.0.1:26657"}, 403),
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
         ({"host": "localhost:26657"}, 200),

@@ -16,6 +16,7 @@ from .cli_node import health, journal, peers, start, status, stop
 from .cli_options import Root, examples
 from .cli_proof import proof
 from .cli_rewards import reward
+from .cli_snapshot import snapshot
 from .cli_storage import chain_check, chain_export, chain_import, chain_prune, chain_rollback
 from .cli_testnet import testnet
 
@@ -43,6 +44,7 @@ for _command in (
     *(model, reward, proof, testnet, completion, debug),
 ):
     bflnode.add_command(_command)
+bflnode.add_command(snapshot)
 
 
 for _command in (chain_check, chain_export, chain_import, chain_prune, chain_rollback):

@@ -173,6 +173,10 @@ class Machine:
         """Whether `Decide` has been given out."""
         return self.current_step is Step.DECIDED
 
+    def precommits(self, round_: int) -> tuple[Vote, ...]:
+        """All precommits of a round that are known, in the order of validators."""
+        return self._votes.votes_of(round_, PRECOMMIT)
+
     def status(self) -> Status:
         """Where this node is and what it has, for peers to send what it lacks."""
         rounds = range(max(0, self.round - ROUNDS_BEHIND), self.round + ROUNDS_AHEAD + 1)

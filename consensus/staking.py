@@ -12,12 +12,13 @@ and fees are `ledger`'s.
 """
 
 from dataclasses import replace
+from enum import StrEnum
 
 from .block import Commit, Validator
 from .genesis import Genesis, Parameters
 from .quorum import ValidatorSet
 from .rejection import Premature, Reason, Rejection
-from .state import StateView
+from .state import StateReader, StateView
 from .tables import (
     ADMISSION_POOL,
     ATTENDANCE,
@@ -49,6 +50,31 @@ from .workspace import EventKind, Workspace
 
 SLASHED_PARTS = 2
 """One part in so many is slashed: half, as the protocol says."""
+
+
+class Standing(StrEnum):
+    """What an account's stake makes it; the text is stable."""
+
+    NONE = "none"
+    """Nothing at stake."""
+    ACTIVE = "active"
+    """A validator."""
+    WAITING = "waiting"
+    """Too little bonded, or too many others with more."""
+    JAILED = "jailed"
+    TOMBSTONED = "tombstoned"
+
+
+def standing(reader: StateReader, account: AccountId) -> Standing:
+    """Whether an account votes on the next block, and if not why."""
+    stake = stake_of(reader, account)
+    if stake.is_tombstoned:
+        return Standing.TOMBSTONED
+    if stake.jailed_until_ms is not None:
+        return Standing.JAILED
+    if account in current_validators(reader):
+        return Standing.ACTIVE
+    return Standing.WAITING if stake.total else Standing.NONE
 
 
 def genesis_stakes(view: StateView, genesis: Genesis) -> None:

@@ -37,16 +37,19 @@ from bflnode.consensus.agreement import (
     WorkAvailable,
 )
 from bflnode.consensus.block import Block, Commit, Proposal, ProposalMessage, Vote
+from bflnode.consensus.evidence import make_evidence
 from bflnode.consensus.leaders import current_leader
 from bflnode.consensus.ledger import verify_commit
 from bflnode.consensus.machine import Machine
 from bflnode.consensus.rejection import Reason, Rejection
-from bflnode.consensus.tables import current_validators
+from bflnode.consensus.tables import current_validators, previous_validators
+from bflnode.consensus.transaction import Evidence as EvidenceBody
 from bflnode.consensus.types import AccountId
 from bflnode.storage.failpoints import Operation, after, before
 from bflnode.storage.signer_wal import SignerWal
 
 from .chain import Chain
+from .decided_votes import DecidedVotes
 from .mempool import Mempool
 from .messages import PROPOSALS, STATUS, VOTES, FinalBlock
 from .network import PeerId
@@ -128,6 +131,7 @@ class Outlets:
         peers: the greeted peers.
         punish: count a misdeed of a peer, with the reason.
         decided: called after each block with the block and its commit.
+        accuse: called with the proof that a validator signed two different messages for one slot.
         now_ms: wall clock, milliseconds since the epoch.
     """
 
@@ -135,6 +139,7 @@ class Outlets:
     peers: Callable[[], tuple[PeerId, ...]]
     punish: Callable[[PeerId, str], None]
     decided: Callable[[Block, Commit], None]
+    accuse: Callable[[EvidenceBody], None]
     now_ms: Callable[[], int]
 
 
@@ -153,6 +158,7 @@ class AgreementDriver:
         self._early_votes: deque[MessageReceived] = deque(maxlen=MAX_EARLY_VOTES)
         self._answered_s: dict[PeerId, float] = {}
         self._inputs: deque[Input] = deque()
+        self._decided_votes = DecidedVotes(previous_validators(chain.tree), chain.tip_commit)
         self._machine = self._new_machine()
         self._tasks: trio.Nursery | None = None
         self._poked = trio.Event()
@@ -275,6 +281,9 @@ class AgreementDriver:
     def _take_message(self, item: MessageReceived) -> None:
         """Check whose message it is, and hand it to the machine now or at the next height; an old one is dropped."""
         message, height = item.message, self._machine.height
+        if isinstance(message, Vote) and self._decided_votes.concerns(message):
+            self._take_late(message)
+            return
         slot = message if isinstance(message, Vote) else message.proposal
         if slot.height not in (height, height + 1):
             return
@@ -283,6 +292,20 @@ class AgreementDriver:
             self._inputs.append(self._input_of(message))
         elif signer_of(slot) in current_validators(self._chain.tree):
             (self._early_votes if isinstance(message, Vote) else self._early_proposals).append(item)
+
+    def _take_late(self, vote: Vote) -> None:
+        """A precommit of the last block, which is final without it: it shows that its validator is there."""
+        if vote.validator not in self._decided_votes.validators:
+            raise Rejection(Reason.UNKNOWN_VALIDATOR, validator=vote.validator, height=vote.height)
+        self._check_signatures(vote)
+        self._compare(vote)
+        self._chain.extend_commit(self._decided_votes.commit)
+
+    def _compare(self, vote: Vote) -> None:
+        """Keep a precommit of the last block, and tell if its validator has signed another one."""
+        contradicted = self._decided_votes.add(vote)
+        if contradicted is not None:
+            self._outlets.accuse(make_evidence(contradicted, vote))
 
     def _check_signatures(self, message: ProposalMessage | Vote) -> None:
         chain_id = self._chain.genesis.chain_id
@@ -368,8 +391,8 @@ class AgreementDriver:
                 case Decide(block, commit):
                     await self._append(block, commit)
                     return
-                case Evidence(first, _):
-                    _log.warning("%s signed two different messages for one slot", signer_of(first).hex()[:12])
+                case Evidence(first, second):
+                    self._outlets.accuse(make_evidence(first, second))
                 case _:
                     assert_never(effect)
 
@@ -400,7 +423,12 @@ class AgreementDriver:
         await self._send.send(BlockBuilt(block))
 
     async def _append(self, block: Block, commit: Commit) -> None:
+        precommits = self._machine.precommits(commit.round)
         await self._chain.append(block, commit)
+        for vote in self._decided_votes.votes_in(block.last_commit):
+            self._compare(vote)
+        self._decided_votes = DecidedVotes(previous_validators(self._chain.tree), commit, precommits)
+        self._chain.extend_commit(self._decided_votes.commit)
         self._decided_at_s = trio.current_time()
         self._mempool.settle(block.transactions)
         self._outlets.decided(block, commit)

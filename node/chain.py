@@ -30,7 +30,7 @@ class Chain:
         store: blocks on disk.
         tree: the state after the last block.
         tip_header: header of the last block; None before the first.
-        tip_commit: the commit that makes the last block final.
+        tip_commit: the commit that makes the last block final, with all precommits for it that are known.
         changed: set and replaced with every block.
     """
 
@@ -94,6 +94,12 @@ class Chain:
         self.changed.set()
         self.changed = trio.Event()
         return execution.events
+
+    def extend_commit(self, commit: Commit) -> None:
+        """Take a commit of the last block with more precommits, for the next block to carry."""
+        known = self.tip_commit
+        assert (commit.height, commit.round, commit.block_id) == (known.height, known.round, known.block_id)
+        self.tip_commit = commit
 
     def check(self, transaction: Transaction, time_ms: int) -> None:
         """Judge a transaction on the current state; raises Rejection (Premature where it may become valid)."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bflnode.consensus.rejection import Reason, Rejection
-from bflnode.consensus.transaction import Transaction
+from bflnode.consensus.transaction import Evidence, Transaction
 from bflnode.consensus.types import AccountId, TransactionId
 
 MAX_WAITING = 5_000
@@ -60,6 +60,7 @@ class Mempool:
         self._clock = clock
         self._waiting: dict[TransactionId, _Waiting] = {}
         self._shares: dict[AccountId, _Share] = {}
+        self._accused: set[AccountId] = set()
         self._ready = 0
 
     def __len__(self) -> int:
@@ -82,6 +83,8 @@ class Mempool:
         self._require_room(transaction)
         is_ready = self._judge(transaction)
         self._waiting[transaction.id] = _Waiting(transaction, self._clock(), is_ready)
+        if isinstance(transaction.body, Evidence):
+            self._accused.add(transaction.body.offender)
         share = self._shares.setdefault(transaction.sender, _Share())
         share.count += 1
         share.size_bytes += len(transaction.encoded)
@@ -129,6 +132,9 @@ class Mempool:
                 self._waiting[transaction.id].is_gossiped = True
 
     def _require_room(self, transaction: Transaction) -> None:
+        """Check the limits; of evidence against one account one is enough, and anybody could send it in many names."""
+        if isinstance(transaction.body, Evidence) and transaction.body.offender in self._accused:
+            raise Rejection(Reason.DUPLICATE, offender=transaction.body.offender)
         if len(self._waiting) >= MAX_WAITING:
             raise Rejection(Reason.LIMIT, waiting=len(self._waiting))
         share = self._shares.get(transaction.sender, _Share())
@@ -152,6 +158,8 @@ class Mempool:
         if entry is None:
             return
         self._ready -= entry.is_ready
+        if isinstance(entry.transaction.body, Evidence):
+            self._accused.discard(entry.transaction.body.offender)
         share = self._shares[entry.transaction.sender]
         share.count -= 1
         share.size_bytes -= len(entry.transaction.encoded)

@@ -18,12 +18,15 @@ import trio
 from bflnode.consensus.agreement import MAX_STATUS_BYTES, Status, Step
 from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote
 from bflnode.consensus.rejection import Premature, Reason, Rejection
+from bflnode.consensus.staking import Standing, standing
 from bflnode.consensus.tables import current_validators
+from bflnode.consensus.transaction import Evidence
 from bflnode.storage.blob_store import BlobStore, Quota
 from bflnode.storage.home_lock import HomeLock
 from bflnode.storage.signer_wal import SignerWal
 from bflnode.storage.snapshot_store import SnapshotStore
 
+from .accusations import Accusations
 from .agreement_driver import AgreementDriver, FinalBlockReceived, MessageReceived, Outlets, StatusReceived
 from .chain import Chain
 from .configuration import Configuration, shard_path
@@ -31,6 +34,7 @@ from .controls import Controls
 from .duty_work import Tools
 from .exchange import Exchange
 from .home import Home, HomeError
+from .inspection_validators import advice
 from .journal import Journal
 from .mempool import Mempool
 from .messages import (
@@ -59,8 +63,8 @@ from .node_clock import now_ms
 from .participant import Participant
 from .peers import Peers
 from .pruning import Pruner
+from .recovery import distrust_new_log, open_chain
 from .snapshots import Snapshots, serve_light_chain
-from .stored_chain import open_store
 from .synchroniser import Synchroniser, serve_blocks
 from .trainer import Trainer, open_trainer
 from .transaction_relay import TransactionRelay
@@ -96,8 +100,7 @@ class Node:
         genesis = home.load_genesis()
         self.key = home.load_account_key()
         stack.enter_context(HomeLock(home.root))
-        store = stack.enter_context(open_store(home))
-        store.check()
+        store = stack.enter_context(open_chain(home, self.key.account))
         self.chain = Chain(store)
         self.snapshots = Snapshots(SnapshotStore(home.snapshots), store, configuration.sync)
         self.blobs = BlobStore(home.blobs)
@@ -106,6 +109,8 @@ class Node:
         if configuration.storage.blob_quota > 0:
             self.blobs.quota = Quota(configuration.storage.blob_quota, self.pruner.make_room)
         self._wal = stack.enter_context(SignerWal(home.signer_wal, self.key, genesis.chain_id))
+        votes_anyway = configuration.signing.new_log == "vote"
+        distrust_new_log(self._wal, self.chain, self.key.account, votes_anyway=votes_anyway)
         self.mempool = Mempool(
             lambda transaction: self.chain.check(transaction, now_ms()),
             lambda rejection: isinstance(rejection, Premature),
@@ -118,6 +123,8 @@ class Node:
         self.agreement: AgreementDriver
         self.synchroniser: Synchroniser
         self.relay: TransactionRelay
+        self.accusations: Accusations
+        self._standing: Standing | None = None
         self.exchange: Exchange
         self.trainer: Trainer
         self.participant: Participant
@@ -147,11 +154,13 @@ class Node:
             peers=self.peers.ids,
             punish=self.network.punish,
             decided=self._decided,
+            accuse=self._accuse,
             now_ms=now_ms,
         )
         self.agreement = AgreementDriver(self.chain, self.key.account, self._wal, self.mempool, outlets)
         self.synchroniser = Synchroniser(self.chain, self.network, self.peers, self.agreement)
         self.relay = TransactionRelay(genesis.chain_id, self.network, self.peers, self.mempool, self.agreement)
+        self.accusations = Accusations(self.home.evidence, self.chain, self.key, self.relay.submit)
         self.exchange = Exchange(self.network, self.blobs, self.peers.ids, [self.snapshots.store.blobs])
         self.participant = self._make_participant(await self._open_controls(stack))
         self._is_ready.set()
@@ -223,6 +232,22 @@ class Node:
                     self._finals.send_nowait(data)
         if self.key.account not in validators:
             self._tell_peers()
+        self._review()
+
+    def _accuse(self, evidence: Evidence) -> None:
+        self.accusations.accuse(evidence)
+
+    def _review(self) -> None:
+        """After a block: say if the own place among the validators has changed, and send what evidence still waits."""
+        found = standing(self.chain.tree, self.key.account)
+        if found is not self._standing:
+            was, self._standing = self._standing, found
+            text = advice(self.chain.genesis, self.chain.tree, self.key.account)
+            if text:
+                _log.warning("%s", text)
+            elif was is not None:
+                _log.info("this node is %s now", "a validator" if found is Standing.ACTIVE else "no validator any more")
+        self.accusations.review()
 
     def _tell_peers(self) -> None:
         """Say that a block is final: a peer may be connected to no validator, and gets no votes."""

@@ -12,7 +12,7 @@ from bflnode.consensus.genesis import Genesis, GenesisAccount, Mode, Parameters
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Premature
 from bflnode.consensus.tables import ACCOUNTS
-from bflnode.consensus.transaction import Transaction, Transfer, sign_transaction
+from bflnode.consensus.transaction import Evidence, Transaction, Transfer, sign_transaction
 from bflnode.consensus.types import TOKEN, Hash
 from bflnode.node.agreement_driver import AgreementDriver, MessageReceived, Outlets, StatusReceived
 from bflnode.node.chain import Chain
@@ -72,6 +72,7 @@ class Site:
         self.key = key_of(number)
         self.punished: list[str] = []
         self.decided: list[int] = []
+        self.accused: list[Evidence] = []
         path = folder / f"chain{number}"
         store = ChainStore.open(path) if path.exists() else ChainStore.create(path, genesis)
         self.chain = Chain(stack.enter_context(store))
@@ -86,6 +87,7 @@ class Site:
             peers=lambda: tuple(site for site in network.sites if site != self.id),
             punish=lambda peer, reason: self.punished.append(f"{peer}: {reason}"),
             decided=self._decided,
+            accuse=self.accused.append,
             now_ms=now_ms,
         )
         self.driver = AgreementDriver(self.chain, self.key.account, self.wal, self.mempool, outlets)

@@ -41,10 +41,9 @@ for _command in (
     *(init, start, stop, status, health, peers, journal),
     *(keys, account, task, queue, transfer),
     *(chain, block, tx, learning_round, learning_rounds, clusters),
-    *(model, reward, proof, testnet, completion, debug),
+    *(model, reward, proof, snapshot, testnet, completion, debug),
 ):
     bflnode.add_command(_command)
-bflnode.add_command(snapshot)
 
 
 for _command in (chain_check, chain_export, chain_import, chain_prune, chain_rollback):

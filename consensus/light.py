@@ -257,7 +257,7 @@ def _start(
     if trust.height == 0:
         if genesis is None:
             raise Rejection(Reason.WRONG_CHAIN, fault="the proof doesn't start from a genesis", expected=trust.block_id)
-        if genesis.chain_id != trust.block_id:
+        if BlockId(genesis.chain_id) != trust.block_id:
             raise Rejection(Reason.WRONG_CHAIN, chain=genesis.chain_id, expected=trust.block_id)
         return TrustedBlock.of_genesis(genesis), None, chain.steps
     headers = [signed.header for signed in chain.steps]

@@ -31,19 +31,14 @@ COPY_BYTES = 1024 * 1024
 """Piece in which a model file is hashed."""
 
 
-class Duration(click.ParamType):
-    """A length of time such as 90s, 10m, 12h or 14d, in milliseconds."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read a number and its unit."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d{1,9})([smhd])", value)
-        if found is None:
-            self.fail(f"{value!r} is no length of time: write one like 90s, 10m, 12h or 14d", param, ctx)
-        return int(found[1]) * DURATION_UNITS_MS[found[2]]
+def _as_milliseconds(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
+    """A length of time such as 90s, 10m, 12h or 14d."""
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d{1,9})([smhd])", value)
+    if found is None:
+        raise click.BadParameter(f"{value!r} is no length of time: write one like 90s, 10m, 12h or 14d.")
+    return int(found[1]) * DURATION_UNITS_MS[found[2]]
 
 
 @click.group(
@@ -189,8 +184,15 @@ def _render_made(answer: dict[str, Any]) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--trust", metavar="HEIGHT:ID|CHAIN", default="", help="The block, or the chain's id, that you trust.")
 @click.option("--genesis", type=click.Path(path_type=Path), help="The genesis file that you trust.")
-@click.option("--trusting-period", type=Duration(), help="Refuse if the trusted block is older, such as 14d.")
-@click.option("--max-age", type=Duration(), help="Refuse if what is proven is older, such as 10m.")
+@click.option(
+    "--trusting-period",
+    metavar="TIME",
+    callback=_as_milliseconds,
+    help="Refuse if the trusted block is older, such as 14d.",
+)
+@click.option(
+    "--max-age", metavar="TIME", callback=_as_milliseconds, help="Refuse if what is proven is older, such as 10m."
+)
 @click.option("--model", type=click.Path(path_type=Path), help="Also say which proven model this safetensors file is.")
 @json_option
 def proof_check(

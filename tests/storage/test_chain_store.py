@@ -23,8 +23,9 @@ from bflnode.consensus.block import (
 from bflnode.consensus.genesis import Genesis, GenesisAccount, Mode, default_parameters
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.ledger import genesis_state
+from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.state import Changes, StateTree, StateView
-from bflnode.consensus.tables import ACCOUNTS, Account
+from bflnode.consensus.tables import ACCOUNTS, PREVIOUS_VALIDATORS, VALIDATORS, Account, Validators
 from bflnode.consensus.transaction import Transfer, sign_transaction
 from bflnode.consensus.types import AccountId, BlockId, Hash, TransactionId
 from bflnode.storage.chain_store import BalanceChange, ChainStore, StoredTransaction, Tip
@@ -569,3 +570,46 @@ def test_a_frozen_state_stays_what_it_was(store: ChainStore) -> None:
 def test_the_genesis_is_not_frozen(store: ChainStore) -> None:
     with pytest.raises(MissingError, match="no block 0"):
         store.freeze()
+
+
+def append_validators(store: ChainStore, *validators: Validator) -> ValidatorSet:
+    """Append a block after which these are the validators."""
+    state = store.load_state()
+    view = StateView(state)
+    for key, value in transfer_block(store, state, 1)[2].items():
+        assert value is not None
+        view.put(key, value)
+    previous = VALIDATORS.get(state)
+    assert previous is not None
+    PREVIOUS_VALIDATORS.put(view, previous)
+    VALIDATORS.put(view, Validators(validators))
+    block, commit, _ = transfer_block(store, state, 1)
+    header = replace(block.header, state_root=state.root_after(view.changes))
+    commit = replace(commit, block_id=header.id)
+    store.append(replace(block, header=header), commit, view.changes)
+    return ValidatorSet(validators)
+
+
+def test_validators_of_every_height_are_found_by_their_hash(store: ChainStore, tmp_path: Path) -> None:
+    sets = [ValidatorSet(GENESIS.validators)]
+    sets.append(append_validators(store, Validator(ALICE.account, 7)))
+    sets.append(append_validators(store, Validator(BOB.account, 8)))
+    sets.append(append_validators(store, Validator(ALICE.account, 9), Validator(BOB.account, 9)))
+
+    assert [store.validator_set(validators.hash) for validators in sets] == sets
+    assert store.validator_set(Hash(bytes(32))) is None
+    with store.freeze() as frozen:
+        arguments = (GENESIS, frozen.header, frozen.commit, frozen.entries())
+        with ChainStore.create_from_snapshot(tmp_path / "later", *arguments) as later:
+            found = [later.validator_set(validators.hash) for validators in sets]
+    assert found == [sets[0], None, sets[2], sets[3]]
+
+
+def test_validators_under_a_wrong_hash_are_reported(store: ChainStore) -> None:
+    expected = append_validators(store, Validator(BOB.account, 8))
+    other = Validators((Validator(BOB.account, 9),)).to_bytes()
+    for damaged, said in ((other, "has another hash"), (b"broken", "can't be read")):
+        store.close()
+        change_value(store.path, b"v" + expected.hash, lambda _, damaged=damaged: damaged)
+        with ChainStore.open(store.path) as reopened, pytest.raises(CorruptStore, match=said):
+            reopened.validator_set(expected.hash)

@@ -86,7 +86,8 @@ class SignerWal:
 
     Attributes:
         path: the log's file; beside it lie a lock file and, during compaction, a temporary file.
-        is_new: whether there was no file yet. On a chain that already has blocks the caller should know why.
+        is_new: whether it knew of no signature when it was opened. On a chain that has blocks already, whatever this
+            key signed for the next one is forgotten: see `abstain`.
     """
 
     def __init__(self, path: Path, key: SecretKey, chain_id: ChainId) -> None:
@@ -105,11 +106,11 @@ class SignerWal:
         self._is_broken = False
         self._lock = _lock(path.with_name(path.name + ".lock"))
         try:
-            self.is_new = not path.exists()
-            if self.is_new:
+            is_missing = not path.exists()
+            if is_missing:
                 before(Operation.WAL_CREATE)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            if self.is_new:
+            if is_missing:
                 sync_folder(path.parent)
                 after(Operation.WAL_CREATE)
         except OSError as error:
@@ -123,6 +124,7 @@ class SignerWal:
         except SignerWalError:
             self.close()
             raise
+        self.is_new = self._mark == _NOTHING_SIGNED and not self._records
 
     @property
     def mark(self) -> Slot:
@@ -140,6 +142,16 @@ class SignerWal:
             StorageError: the disk fails; nothing more is signed until the log is opened again.
         """
         self._append(record)
+
+    def abstain(self, height: int) -> None:
+        """Never sign for heights up to this one: what was signed for them is not in this log.
+
+        Raises:
+            StorageError: the disk fails.
+        """
+        mark = Mark(height, MAX_ROUND, Step.PRECOMMIT)
+        self._write(mark)
+        self._mark = max(self._mark, (mark.height, mark.round, mark.step))
 
     def sign_vote(self, intent: SignVote) -> Vote:
         """Sign a vote; it is on disk when this returns. The same vote again gives the same signature.
@@ -238,6 +250,10 @@ class SignerWal:
             raise DoubleSignError(self.path, cause, remedy)
 
     def _append(self, record: SignerRecord) -> None:
+        self._write(record)
+        self._records.append(record)
+
+    def _write(self, record: Mark | SignerRecord) -> None:
         """Write and fsync. After a failed write the file's end is unknown, so the log must be opened again."""
         if self._is_broken or self._descriptor < 0:
             raise StorageError(
@@ -248,7 +264,6 @@ class SignerWal:
         except OSError as error:
             self._is_broken = True
             raise from_os_error(self.path, "writing the signer's log", error) from error
-        self._records.append(record)
 
     def _load(self) -> None:
         """Read all frames, cut off a torn tail and leave the file positioned at its end."""

@@ -11,7 +11,9 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from . import kills
+from bflnode.storage.failpoints import names
+
+from . import failpoint_runs, kills
 
 
 def main() -> int:
@@ -21,6 +23,8 @@ def main() -> int:
     verbs = parser.add_subparsers(dest="verb", required=True)
     kill = verbs.add_parser("kill", help="kill -9 of random validators at random moments")
     kill.add_argument("--cycles", type=int, default=200, help="how many (default 200)")
+    points = verbs.add_parser("failpoints", help="a node dies at every failpoint, one after the other")
+    points.add_argument("points", nargs="*", metavar="POINT", help="only these; default all")
     for verb in verbs.choices.values():
         verb.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
     options = parser.parse_args()
@@ -32,12 +36,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bflrel-") as temporary:
         directory = (options.keep or Path(temporary) / "net").absolute()
         try:
-            outcome = kills.run(directory, cycles=options.cycles, seed=options.seed, say=say)
+            if options.verb == "kill":
+                killed = kills.run(directory, cycles=options.cycles, seed=options.seed, say=say)
+                outcome, table = asdict(killed), kills.table(killed)
+            else:
+                chosen = options.points or names()
+                died = failpoint_runs.run(directory, points=chosen, seed=options.seed, say=say)
+                outcome, table = asdict(died), failpoint_runs.table(died)
         except AssertionError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             return 1
-    print(json.dumps(asdict(outcome), indent=2) if options.json else kills.table(outcome))
-    say(f"all as it must be: {outcome.verdict}")
+    print(json.dumps(outcome, indent=2) if options.json else table)
+    say(f"all as it must be: {outcome['verdict']}")
     return 0
 
 

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import tomli_w
 
@@ -82,15 +83,9 @@ class Field:
         return at_s
 
     def start_armed(self, name: str, failpoint: str) -> subprocess.Popen[bytes]:
-        """Start a node that will fail on purpose, as a process of its own."""
-        home = self.testnet.home(name)
-        home.address_file.unlink(missing_ok=True)
-        environment = {
-            **os.environ,
-            failpoints.VARIABLE: failpoint,
-            LAUNCHER_VARIABLE: os.fspath(processes.launcher_client(self.testnet).socket_path),
-        }
-        return start_node(home, environment)
+        """Start a node that will fail on purpose, as a process of its own; its trainer comes from the launcher."""
+        launcher = processes.launcher_client(self.testnet).socket_path
+        return start_armed(self.testnet.home(name), failpoint, {LAUNCHER_VARIABLE: os.fspath(launcher)})
 
     def wait_for_blocks(self, names: tuple[str, ...], after_s: float) -> dict[str, float]:
         """Wait until each of these nodes has a block that it didn't have before; seconds from `after_s` to it."""
@@ -125,8 +120,11 @@ class Field:
             time.sleep(0.01)
 
 
-def start_node(home: Home, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """`bflnode start`, its output appended to the home's log."""
+def start_armed(
+    home: Home, failpoint: str, variables: Mapping[str, str] = MappingProxyType({})
+) -> subprocess.Popen[bytes]:
+    """`bflnode start` with a failpoint, its output appended to the home's log."""
+    home.address_file.unlink(missing_ok=True)
     home.run.mkdir(parents=True, exist_ok=True)
     with home.log_file.open("ab") as log:
         return subprocess.Popen(
@@ -134,7 +132,7 @@ def start_node(home: Home, environment: dict[str, str]) -> subprocess.Popen[byte
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=environment,
+            env={**os.environ, **variables, failpoints.VARIABLE: failpoint},
             start_new_session=True,
         )
 

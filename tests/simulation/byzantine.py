@@ -132,6 +132,9 @@ class Traitor(Careless):
                 for message in self._random.choice(choices):
                     self._send(number, message)
 
+    def _review(self) -> None:
+        """It denounces nobody."""
+
     # Votes
 
     def _sign_vote(self, intent: SignVote) -> None:
@@ -252,10 +255,14 @@ class Traitor(Careless):
                 self._broadcast(Vote(kind, height, round_, block.id, account, signature))
         own = self._wal.sign_vote(SignVote(VoteKind.PRECOMMIT, height, round_, block.id)).signature
         index = self.chain.validators.index_of(self.account)
-        assert index is not None
+        if index is None:
+            return
         entries[index] = CommitSignature(index, own)
         chosen = self._random.choice([entries, entries[index : index + 1], [entries[index]] * len(entries)])
         self._broadcast(Decided(block, Commit(height, round_, block.id, tuple(chosen))))
+        if self.chain.decisions:
+            last = self.chain.decisions[-1]
+            self._broadcast(replace(last, block=Block(last.block.header, (), self._bad_commit(last.block.last_commit))))
 
 
 def replace_header(block: Block, **changes: object) -> Block:

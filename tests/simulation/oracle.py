@@ -14,11 +14,12 @@ from bflnode.consensus.block import MAX_BLOCK_BYTES, NIL, Block, Commit, Header,
 from bflnode.consensus.genesis import Genesis
 from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.rejection import Rejection
-from bflnode.consensus.tables import SETTLED, all_tasks, previous_validators
-from bflnode.consensus.task import TaskStatus
+from bflnode.consensus.tables import SETTLED, all_tasks, current_round, previous_validators, stake_of
+from bflnode.consensus.task import LearningRound, SettledRound, TaskStatus
 from bflnode.consensus.transaction import Fault
 from bflnode.consensus.types import AccountId, BlockId
 
+from .learner import FALSE_OUTPUT
 from .simulated_chain import Decided, SharedLedger, SimulatedChain
 
 TIME_SLACK_MS = 3_000
@@ -214,6 +215,11 @@ class Oracle:
             entry for entry in self.expected_evidence if entry[:2] != (node, height) or entry in self.seen_evidence
         }
 
+    def is_punished(self, chain: SimulatedChain) -> bool:
+        """Whether everybody against whom there was evidence has lost half of its stake and its vote for ever."""
+        offenders = {account for _, _, account in self.seen_evidence}
+        return all(stake_of(chain.tree, account).is_tombstoned for account in offenders)
+
     # In the end
 
     def judge(self) -> None:
@@ -252,16 +258,25 @@ class Bookkeeper:
             ledger.assert_supply(self._genesis, chain.tree)
         except AssertionError as error:
             raise MoneyError(f"height {chain.height}: {error}") from error
-        for _, settled in SETTLED.scan(chain.tree):
-            if settled.aggregation is None:
-                continue
-            committee = {validator.account: validator.stake for validator in chain.validators.validators}
-            good = sum(committee.get(vote.account, 0) for vote in settled.attestations if vote.fault is Fault.NONE)
-            if 3 * good <= 2 * sum(committee.values()):
-                raise MoneyError(f"learning round {settled.slot.number} is paid with the word of {good}")
-            paid = sum(client.gross - client.fee for client in settled.clients) + settled.aggregator_income
-            if paid != settled.reward:
-                raise MoneyError(f"learning round {settled.slot.number} pays {paid} of {settled.reward}")
+        previous = chain.point.previous
+        current = None if previous is None else current_round(previous.tree)
+        for key, settled in SETTLED.scan(chain.tree):
+            if current is not None and SETTLED.get(previous.tree, key) is None and settled.aggregation is not None:
+                self._check_settled(current, settled)
+
+    def _check_settled(self, current: LearningRound, settled: SettledRound) -> None:
+        """A learning round that the last block settled."""
+        name = f"learning round {settled.slot.number}"
+        stakes = {validator.account: validator.stake for validator in current.committee}
+        good = sum(stakes.get(vote.account, 0) for vote in settled.attestations if vote.fault is Fault.NONE)
+        if 3 * good <= 2 * sum(stakes.values()):
+            raise MoneyError(f"{name} is paid with the word of {good} of {sum(stakes.values())}")
+        paid = sum(client.gross - client.fee for client in settled.clients) + settled.aggregator_income
+        if paid != settled.reward:
+            raise MoneyError(f"{name} pays {paid} of {settled.reward}")
+        is_false = any(output.startswith(FALSE_OUTPUT) for output in settled.aggregation.outputs)
+        if is_false:
+            raise MoneyError(f"{name} is paid for outputs that aren't the mean")
 
     def has_ended(self, chain: SimulatedChain) -> bool:
         """Whether no task waits or runs any more."""

@@ -108,7 +108,7 @@ def draw_setting(random: Random, style: Style) -> Setting:
     everybody = range(count + len(clients))
     habits = {}
     if style is Style.LEARNING:
-        habits = {number: random.choice(list(Habit)) for number in everybody if random.random() < 0.4}
+        habits = {number: draw_habit(random, number in faults) for number in everybody if random.random() < 0.4}
     return Setting(
         keys=validator_keys(count),
         stakes=stakes,
@@ -122,6 +122,11 @@ def draw_setting(random: Random, style: Style) -> Setting:
         rounds=random.choice([1, 2]) if style is Style.LEARNING else 0,
         probe_mode=random.choice(list(ProbeMode)),
     )
+
+
+def draw_habit(random: Random, is_faulty: bool) -> Habit:
+    """What costs others their stake only a faulty validator does, since less than a third of the stake may."""
+    return random.choice([habit for habit in Habit if is_faulty or habit not in (Habit.FALSE_AGGREGATOR, Habit.CONTRARY)])
 
 
 def draw_weather(random: Random, style: Style) -> Weather:
@@ -180,6 +185,7 @@ class Schedule:
         self.calamities = self._choose_calamities()
         self.quiet_until_ms = 0
         self.bound_ms = 0
+        self.lost_height: dict[int, int] = {}
 
     def _choose_calamities(self) -> tuple[Callable[[], None], ...]:
         crashes = (self._crash, self._cut_power)
@@ -224,6 +230,7 @@ class Schedule:
         }[self.style]
         world.separate_faces(Random(self.seed))
         if self.style is Style.MAZE:
+            world.around.are_accusations_held = True
             self._enter_maze()
         world.boot()
         for number in range(1, strikes):
@@ -266,7 +273,10 @@ class Schedule:
 
     def _is_agreed(self) -> bool:
         identifiers = tuple(transaction.id for transaction in self.waiting)
-        return self.world.contain(identifiers, self._running())
+        running = self._running()
+        return self.world.contain(identifiers, running) and all(
+            self.world.oracle.is_punished(self.world.nodes[number].chain) for number in running
+        )
 
     def _has_learned(self) -> bool:
         chains = [self.world.nodes[number].chain for number in self._running()]
@@ -387,9 +397,10 @@ class Schedule:
             self.world.scheduler.after(self.random.randint(300, 1_500), lambda: self._boot(node))
 
     def _lose_chain(self) -> None:
-        """A database is lost while its node is down; the log stays."""
+        """A database is lost while its node is down, if others have all of it; the log stays."""
         node = self._crash()
-        if node is not None:
+        if node is not None and self._can_spare(node):
+            self.lost_height[node.number] = node.chain.height
             node.steps_to_crash = None
             node.crash()
             node.lose_chain()
@@ -409,6 +420,7 @@ class Schedule:
     def _can_spare(self, node: SimulatedNode) -> bool:
         world = self.world
         lost = {number for number in world.honest if world.nodes[number].refusal is not None}
+        lost |= {number for number, height in self.lost_height.items() if world.nodes[number].chain.height <= height}
         lost |= {node.number, *world.setting.faults}
         validators = node.chain.validators
         weight = validators.weight_of(world.nodes[number].account for number in sorted(lost))
@@ -418,7 +430,7 @@ class Schedule:
         """Somebody does what the error of a node that refuses to start says, as soon as it says so."""
         decided = max(self.world.oracle.decided, default=0)
         for node in self.world.nodes.values():
-            if node.refusal is not None and decided >= remedy_height(node.refusal):
+            if node.refusal is not None and node.chain.height and decided >= remedy_height(node.refusal):
                 node.remove_log()
                 node.boot()
 

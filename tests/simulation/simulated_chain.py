@@ -124,6 +124,7 @@ class Point:
     parent: Header | None
     tree: StateTree
     validators: ValidatorSet
+    previous: "Point | None" = None
     executions: dict[bytes, ledger.Execution | None] = field(default_factory=dict)
     successors: dict[bytes, "Point"] = field(default_factory=dict)
     verdicts: dict[bytes, Rejection | None] = field(default_factory=dict)
@@ -163,7 +164,7 @@ class SharedLedger:
                     values[key] = value
             tree = StateTree(values.items())
             assert tree.root == block.header.state_root, "the state isn't what the header says"
-            point.successors[block.encoded] = _point(block.header, tree)
+            point.successors[block.encoded] = _point(block.header, tree, point)
         return point.successors[block.encoded]
 
     def check(self, point: Point, transaction: Transaction, time_ms: int) -> None:
@@ -190,8 +191,8 @@ class SharedLedger:
         return point.leaders[round_]
 
 
-def _point(parent: Header | None, tree: StateTree) -> Point:
-    return Point(parent, tree, current_validators(tree))
+def _point(parent: Header | None, tree: StateTree, previous: Point | None = None) -> Point:
+    return Point(parent, tree, current_validators(tree), previous)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +218,7 @@ class SimulatedChain:
         """The database is lost."""
         self.point = self._shared.start
         self.decisions: list[Decided] = []
+        self.last_commit = genesis_commit(self.chain_id)
         self._included: set[TransactionId] = set()
 
     @property
@@ -243,10 +245,6 @@ class SimulatedChain:
     def validators(self) -> ValidatorSet:
         return self.point.validators
 
-    @property
-    def last_commit(self) -> Commit:
-        return self.decisions[-1].commit if self.decisions else genesis_commit(self.chain_id)
-
     def leader(self, round_: int) -> AccountId:
         return self._shared.leader(self.point, round_)
 
@@ -272,7 +270,12 @@ class SimulatedChain:
     def apply(self, block: Block, commit: Commit) -> None:
         self.point = self._shared.successor(self.point, block)
         self.decisions.append(Decided(block, commit))
+        self.last_commit = commit
         self._included.update(transaction.id for transaction in block.transactions)
+
+    def extend_commit(self, commit: Commit) -> None:
+        """Take a commit of the last block with more precommits, for the next block to carry."""
+        self.last_commit = commit
 
     def contains(self, transaction: TransactionId) -> bool:
         return transaction in self._included

@@ -30,10 +30,14 @@ from bflnode.consensus.agreement import (
     VoteReceived,
     WorkAvailable,
 )
-from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote
+from bflnode.consensus.block import Block, Commit, Proposal, ProposalMessage, Vote
+from bflnode.consensus.evidence import make_evidence
 from bflnode.consensus.machine import Machine
 from bflnode.consensus.rejection import Premature, Reason, Rejection
-from bflnode.consensus.transaction import Transaction
+from bflnode.consensus.tables import previous_validators
+from bflnode.consensus.transaction import Transaction, sign_transaction
+from bflnode.consensus.types import AccountId
+from bflnode.node.decided_votes import DecidedVotes
 from bflnode.node.mempool import Mempool
 from bflnode.storage.errors import StorageError
 from bflnode.storage.signer_wal import SignerWal, SignerWalError
@@ -72,7 +76,9 @@ class Surroundings:
     numbers: tuple[int, ...]
     random: Random
     trace: Callable[[str], None]
-    decided: Callable[[SimulatedChain], None] = lambda chain: None
+    decided: Callable[[SimulatedChain], None]
+    are_accusations_held: bool = False
+    """Whether evidence waits: a traitor that is punished at once can't do much else."""
 
 
 @dataclass
@@ -90,12 +96,13 @@ class Clock:
 
 
 class SimulatedNode:
-    """One process. Its chain (database) and the disk of its log survive a crash; everything else is lost.
+    """One process. Its chain, accusations and the disk of its log survive a crash; everything else is lost.
 
     Attributes:
         steps_to_crash: the node dies when it has passed this many failpoints; None while no crash is planned.
         is_power_cut: whether the machine dies with it, and what wasn't synced is lost.
         refusal: why the process doesn't start; a person has to do something.
+        accusations: what it has to say against others, by offender.
     """
 
     is_honest = True
@@ -117,11 +124,13 @@ class SimulatedNode:
         self.steps_to_failure: int | None = None
         self.refusal: SignerWalError | None = None
         self.highest_round = 0
+        self.accusations: dict[AccountId, Transaction] = {}
         self.machine: Machine
         self._client = client
         self._wal: SignerWal
         self._learner: Learner
         self._mempool: Mempool
+        self._decided_votes: DecidedVotes
         self._inputs: deque[Input] = deque()
         self._early: deque[Vote | ProposalMessage] = deque(maxlen=MAX_EARLY)
         self._is_running = False
@@ -146,6 +155,7 @@ class SimulatedNode:
 
     def _start(self) -> None:
         self._wal = self._open_wal()
+        self._decided_votes = DecidedVotes(previous_validators(self.chain.tree), self.chain.last_commit)
         self._every(STATUS_INTERVAL_MS, self._send_status)
         self._begin_height()
 
@@ -163,7 +173,11 @@ class SimulatedNode:
         self.around.trace(f"{self.number} {cause} at height {self.chain.height + 1}")
 
     def _open_wal(self) -> SignerWal:
-        return SignerWal(self.disk.path(WAL), self.key, self.chain.chain_id)
+        """Open the log; a new one on a chain with blocks doesn't sign for the next, as `bflnode.node.recovery` says."""
+        wal = SignerWal(self.disk.path(WAL), self.key, self.chain.chain_id)
+        if wal.is_new and self.chain.height and self.account in self.chain.validators and len(self.chain.validators) > 1:
+            wal.abstain(self.chain.height + 1)
+        return wal
 
     def lose_chain(self) -> None:
         """The database of a node that is down is lost; its log is not."""
@@ -253,6 +267,9 @@ class SimulatedNode:
 
     def _take_agreement(self, message: Vote | ProposalMessage, height: int) -> None:
         """As `AgreementDriver._take_message`."""
+        if isinstance(message, Vote) and self._decided_votes.concerns(message):
+            self._take_late(message)
+            return
         if height not in (self.machine.height, self.machine.height + 1):
             return
         self._check_signatures(message)
@@ -260,6 +277,19 @@ class SimulatedNode:
             self._feed(self._as_input(message))
         else:
             self._early.append(message)
+
+    def _take_late(self, vote: Vote) -> None:
+        """As `AgreementDriver._take_late`: a precommit of the last block."""
+        if vote.validator not in self._decided_votes.validators:
+            raise Rejection(Reason.UNKNOWN_VALIDATOR, validator=vote.validator)
+        self._check_signatures(vote)
+        self._compare(vote)
+        self.chain.extend_commit(self._decided_votes.commit)
+
+    def _compare(self, vote: Vote) -> None:
+        contradicted = self._decided_votes.add(vote)
+        if contradicted is not None:
+            self._accuse(contradicted, vote)
 
     def _check_signatures(self, message: Vote | ProposalMessage) -> None:
         if isinstance(message, Vote):
@@ -435,10 +465,30 @@ class SimulatedNode:
         self.around.trace(f"{self.number} signs {_told(message)}")
         self._broadcast(message)
 
-    def _accuse(self, first: object, second: object) -> None:
-        offender = first.validator if isinstance(first, Vote) else first.proposer
+    def _accuse(self, first: Vote | Proposal, second: Vote | Proposal) -> None:
+        """As `bflnode.node.accusations`: kept until the offender has been punished."""
+        evidence = make_evidence(first, second)
+        offender = evidence.offender
         self.around.trace(f"{self.number} has evidence against {offender.hex()[:8]}")
-        self.around.oracle.accuses(self.number, self.machine.height, offender)
+        if self.is_honest:
+            self.around.oracle.accuses(self.number, evidence.height, offender)
+        if offender not in (self.account, *self.accusations):
+            self.accusations[offender] = sign_transaction(self.key, self.chain.chain_id, evidence)
+            self._review()
+
+    def _review(self) -> None:
+        """Send what is still worth sending, forget what is settled."""
+        for offender, transaction in list(self.accusations.items()):
+            try:
+                self._check(transaction)
+            except Premature:
+                continue
+            except Rejection:
+                self.accusations.pop(offender, None)
+                continue
+            if not self.around.are_accusations_held:
+                self._take_transactions((transaction,))
+                self._broadcast(Pending((transaction,)))
 
     def _build(self, height: int, round_: int) -> None:
         if (height, round_) == (self.machine.height, self.machine.round):
@@ -452,12 +502,17 @@ class SimulatedNode:
         decided = Decided(block, commit)
         if self.is_honest:
             self.around.oracle.decides(self.number, self.chain, decided)
+        precommits = self.machine.precommits(commit.round)
         self._pass("before the batch")
         self.chain.apply(block, commit)
         self._pass("after the batch")
         if self.is_honest:
             self.around.trace(f"{self.number} decides {block.height} {block.id.hex()[:8]} in round {commit.round}")
             self.around.decided(self.chain)
+        for vote in self._decided_votes.votes_in(block.last_commit):
+            self._compare(vote)
+        self._decided_votes = DecidedVotes(previous_validators(self.chain.tree), commit, precommits)
+        self.chain.extend_commit(self._decided_votes.commit)
         self._mempool.settle(block.transactions)
         if block.height % COMPACT_EVERY == 0:
             self._wal.compact(block.height)
@@ -478,6 +533,7 @@ class SimulatedNode:
         early, self._early = self._early, deque(maxlen=MAX_EARLY)
         for message in early:
             self._inputs.append(self._as_input(message))
+        self._review()
         self._wake()
         self._learner.look()
         self._drain()

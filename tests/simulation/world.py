@@ -135,7 +135,7 @@ class World:
         self._digest = sha256()
         self._random = random
         self._checked: set[int] = set()
-        around = Surroundings(
+        self.around = around = Surroundings(
             self.scheduler, self.network, self.oracle, self.ledger, numbers, random, self._trace, self._check_state
         )
         habits = {members[number].account: habit for number, habit in setting.habits.items()}
@@ -207,6 +207,7 @@ class World:
         """The network is whole from now on, and every process runs that can."""
         self.network.heal()
         self.network.weather = CALM
+        self.around.are_accusations_held = False
         for node in self.nodes.values():
             node.steps_to_crash = node.steps_to_failure = None
             if not node.is_up and node.refusal is None:

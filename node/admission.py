@@ -7,6 +7,7 @@ from bflnode.consensus.genesis import Genesis
 from bflnode.consensus.keys import account_text, admission_payload, verify
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.types import AccountId, Signature
+from bflnode.storage.durable import write_durably
 
 from .home import Home, HomeError, read_credential, read_secret_key
 
@@ -57,7 +58,7 @@ def write_credential(home: Home, account: AccountId, credential: Signature) -> N
         HomeError: the file can't be written.
     """
     try:
-        home.admission_file.write_text(_text(account, credential), encoding="utf-8")
+        write_durably(home.admission_file, _text(account, credential).encode())
     except OSError as error:
         raise HomeError(f"cannot write {home.admission_file}: {error.strerror}") from error
 

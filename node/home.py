@@ -18,6 +18,7 @@ HOME/data/scratch/             files in the making
 HOME/run/                      sockets and logs of the running node
 """
 
+import errno
 import json
 import os
 import secrets
@@ -28,6 +29,7 @@ from typing import Self
 from bflnode.consensus.genesis import Genesis, GenesisError, parse_genesis
 from bflnode.consensus.keys import SecretKey, parse_account
 from bflnode.consensus.types import AccountId, Signature
+from bflnode.storage.durable import write_durably
 
 KEY_MODE = 0o600
 """Key files are for their owner only."""
@@ -212,23 +214,28 @@ def read_credential(path: Path) -> tuple[AccountId, Signature]:
 
 
 def make_home(root: Path, *, account_seed: bytes | None = None) -> Home:
-    """Make the folders and keys of a new home.
+    """Make the folders and keys of a new home. Its genesis, which whoever fills it writes last, makes it a home.
+
+    Keys of a home whose making was interrupted are kept.
 
     Args:
         root: must not hold a home already.
         account_seed: 32 bytes to take as the account's key; drawn from the system when not given.
 
     Raises:
-        HomeError: there is a home already, or the folder can't be written.
+        HomeError: there is a home already, or another key, or the folder can't be written.
     """
     home = Home(root)
-    if home.account_key_file.exists():
+    if home.genesis_file.exists():
         raise HomeError(f"{root} already holds a node's keys: take another --home, or go on with this one")
     try:
         for directory in (home.configuration_file.parent, home.rounds, home.run):
             directory.mkdir(parents=True, exist_ok=True)
-        write_seed(home.account_key_file, account_seed or secrets.token_bytes(32))
-        write_seed(home.peer_key_file, secrets.token_bytes(32))
+        for path, seed in ((home.account_key_file, account_seed), (home.peer_key_file, None)):
+            if not path.exists():
+                write_seed(path, seed or secrets.token_bytes(32))
+            elif seed is not None and read_secret_key(path).seed != seed:
+                raise HomeError(f"{path} is the key of another account: take another --home")
     except OSError as error:
         raise HomeError(f"cannot make a home in {root}: {error.strerror}: choose a folder you may write") from error
     return home
@@ -236,11 +243,9 @@ def make_home(root: Path, *, account_seed: bytes | None = None) -> Home:
 
 def write_seed(path: Path, seed: bytes) -> None:
     """Write a key file that nobody else can read, and never over an existing one."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, KEY_MODE)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(seed.hex() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
+    write_durably(path, f"{seed.hex()}\n".encode("ascii"), mode=KEY_MODE)
 
 
 def _read_seed(path: Path) -> bytes:

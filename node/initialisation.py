@@ -21,6 +21,7 @@ from bflnode.fl import datasets
 from bflnode.fl.architectures import Architecture, UnknownArchitecture, architecture
 from bflnode.fl.samples import DatasetError, Shard
 from bflnode.storage.blob_store import BlobStore
+from bflnode.storage.durable import sync_tree, write_durably
 from bflnode.storage.errors import MissingError
 
 from .admission import check_credential, sign_credential, write_credential
@@ -141,7 +142,7 @@ def initialise(wanted: NewHome) -> Initialised:
 def _write(
     wanted: NewHome, home: Home, key: SecretKey, genesis: Genesis, shard: Shard | None, blobs: tuple[Path, ...]
 ) -> None:
-    shutil.copy(wanted.genesis, home.genesis_file)
+    """Fill a home. The genesis comes last, when all else is on disk: until then `init` can be run again."""
     if wanted.admission is not None:
         write_credential(home, key.account, check_credential(wanted.admission, genesis, key.account))
     elif wanted.admission_key is not None:
@@ -159,7 +160,9 @@ def _write(
     settings: dict[str, Any] = {"name": wanted.name, "p2p": p2p, "training": {"enabled": shard is not None}}
     if wanted.rpc_port is not None:
         settings["rpc"] = {"port": wanted.rpc_port}
-    home.configuration_file.write_text(tomli_w.dumps(settings), encoding="utf-8")
+    write_durably(home.configuration_file, tomli_w.dumps(settings).encode())
+    sync_tree(home.root)
+    write_durably(home.genesis_file, wanted.genesis.read_bytes())
 
 
 def _check_genesis(path: Path, genesis: Genesis) -> None:

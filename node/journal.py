@@ -7,7 +7,6 @@ COMMIT and REVEAL finds its model here; people read the accuracies here. A damag
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from bflnode.consensus.transaction import Slot
+from bflnode.storage.durable import write_durably
 from bflnode.storage.errors import from_os_error
 
 _log = logging.getLogger(__name__)
@@ -75,13 +75,8 @@ class Journal:
         known = {name: None if _is_not_finite(fact) else fact for name, fact in facts.items()}
         entry = replace(self.entry(slot), **known)  # type: ignore[arg-type]  # facts are fields of RoundEntry
         path = self._path(entry.task, entry.number, entry.attempt)
-        temporary = path.with_suffix(".tmp")
         with _disk(path, "writing what this node did in a round"):
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(asdict(entry), file, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.rename(path)
+            write_durably(path, json.dumps(asdict(entry), allow_nan=False).encode())
         return entry
 
     def entries(self) -> tuple[RoundEntry, ...]:

@@ -39,6 +39,21 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     after(Operation.FILE_RENAME)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make everything in a folder, at any depth, survive a power failure.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Make what was created, renamed or removed in a folder survive a power failure.
 

@@ -21,9 +21,20 @@ def test_a_new_home_has_two_different_keys_that_only_the_owner_can_read(tmp_path
 def test_a_home_is_not_made_over_another(tmp_path: Path) -> None:
     home = make_home(tmp_path)
     key = home.load_account_key()
+    home.genesis_file.touch()
     with pytest.raises(HomeError, match="already holds a node's keys"):
         make_home(tmp_path)
     assert home.load_account_key() == key
+
+
+def test_a_home_whose_making_was_interrupted_keeps_its_keys(tmp_path: Path) -> None:
+    home = make_home(tmp_path, account_seed=bytes([7]) * 32)
+    keys = home.load_account_key(), home.load_peer_seed()
+    assert make_home(tmp_path).load_account_key() == keys[0]
+    assert make_home(tmp_path, account_seed=bytes([7]) * 32).load_peer_seed() == keys[1]
+    with pytest.raises(HomeError, match="the key of another account: take another --home"):
+        make_home(tmp_path, account_seed=bytes([8]) * 32)
+    assert (home.load_account_key(), home.load_peer_seed()) == keys
 
 
 def test_a_given_seed_becomes_the_account(tmp_path: Path) -> None:

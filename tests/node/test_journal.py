@@ -7,6 +7,7 @@ import pytest
 from bflnode.consensus.transaction import Slot
 from bflnode.consensus.types import Hash
 from bflnode.node.journal import Journal, RoundEntry
+from bflnode.storage.durable import TEMPORARY_SUFFIX
 from bflnode.storage.errors import StorageError
 
 TASK = Hash(bytes(range(32)))
@@ -67,7 +68,7 @@ def test_a_damaged_entry_counts_as_lost_and_can_be_written_again(
 def test_a_disk_that_refuses_is_named(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     path = journal._path(TASK.hex(), 3, 1)
-    path.with_suffix(".tmp").mkdir()
+    path.with_name(path.name + TEMPORARY_SUFFIX).mkdir()
     with pytest.raises(StorageError, match="writing what this node did in a round failed: Is a directory"):
         journal.update(SLOT, loss=1.0)
 

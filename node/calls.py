@@ -26,6 +26,8 @@ INSPECTIONS: dict[str, Callable[..., Any]] = {
     "tasks": Inspector.tasks,
     "queue": Inspector.queue,
     "validators": Inspector.validators,
+    "validator": Inspector.validator,
+    "evidence": Inspector.evidence,
     "round": Inspector.round,
     "rounds": Inspector.rounds,
     "clusters": Inspector.clusters,

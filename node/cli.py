@@ -19,6 +19,7 @@ from .cli_rewards import reward
 from .cli_snapshot import snapshot
 from .cli_storage import chain_check, chain_export, chain_import, chain_prune, chain_rollback
 from .cli_testnet import testnet
+from .cli_validators import evidence, validator
 
 
 @click.group(
@@ -40,6 +41,7 @@ def bflnode() -> None:
 for _command in (
     *(init, start, stop, status, health, peers, journal),
     *(keys, account, task, queue, transfer),
+    *(validator, evidence),
     *(chain, block, tx, learning_round, learning_rounds, clusters),
     *(model, reward, proof, snapshot, testnet, completion, debug),
 ):

@@ -1,35 +1,24 @@
 """The verbs about accounts and tasks: keys, accounts, tasks, queue, transfers."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from .cli_options import (
-    NOT_READY,
-    UNREACHABLE,
     CommandError,
     examples,
     home_option,
-    json_option,
     local_options,
     reading,
     reading_options,
 )
 from .cli_output import emit, facts, short, table
+from .cli_sending import emit_sent, require_running, send, sending_options
 
 if TYPE_CHECKING:
     from .home import Home
     from .reader import Reader
-
-VALID_FOR_MS = 3_600_000
-"""A transfer that no block has taken for an hour is void: its sender can be sure that it won't come later."""
-
-WAIT_S = 60.0
-"""How long `transfer` waits for the block; blocks come within seconds."""
-
-POLL_S = 0.2
 
 
 @click.group(
@@ -258,6 +247,7 @@ def _render_queue(answer: dict[str, Any]) -> None:
         [
             (entry["index"], entry["account"], plain_tokens(entry["stake"]), entry["queue_position"], entry["is_own"])
             for entry in answer["validators"]
+            if entry["votes"]
         ],
     )
 
@@ -269,9 +259,7 @@ def _render_queue(answer: dict[str, Any]) -> None:
 )
 @click.option("--to", "recipient", required=True, metavar="ACCOUNT", help="Who gets it; first digits do.")
 @click.option("--amount", required=True, metavar="TOKENS", help="How much, such as 2 or 0.25.")
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Wait until a block has it.")
-@home_option
-@json_option
+@sending_options
 def transfer(recipient: str, amount: str, wait: bool, home: "Home", as_json: bool) -> None:
     """Send tokens from this node's account through the running node."""
     from .amounts import parse_tokens
@@ -281,18 +269,14 @@ def transfer(recipient: str, amount: str, wait: bool, home: "Home", as_json: boo
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--amount") from error
     with reading(home) as reader:
-        if not reader.is_running:
-            raise CommandError(f"no node runs on {home.root}: start it with `bflnode start`", UNREACHABLE)
-        answer = _send(reader, home, recipient, micro_tokens)
-        if wait:
-            answer = _wait_for_block(reader, answer["id"])
-    emit(answer, as_json, _render_sent)
+        require_running(reader, home)
+        answer = _send(reader, home, recipient, micro_tokens, wait=wait)
+    emit_sent(answer, as_json)
 
 
-def _send(reader: "Reader", home: "Home", recipient: str, micro_tokens: int) -> dict[str, Any]:
+def _send(reader: "Reader", home: "Home", recipient: str, micro_tokens: int, *, wait: bool) -> dict[str, Any]:
     from bflnode.consensus.keys import parse_account
-    from bflnode.consensus.transaction import Transfer, sign_transaction
-    from bflnode.consensus.types import ChainId
+    from bflnode.consensus.transaction import Transfer
 
     from .amounts import tokens_text
 
@@ -300,37 +284,4 @@ def _send(reader: "Reader", home: "Home", recipient: str, micro_tokens: int) -> 
     if own["balance"] < micro_tokens:
         free, wanted = tokens_text(own["balance"]), tokens_text(micro_tokens)
         raise CommandError(f"insufficient-funds: {free} are free, {wanted} were to be sent: send less")
-    chain = reader.call("status")
-    transaction = sign_transaction(
-        home.load_account_key(),
-        ChainId(bytes.fromhex(chain["chain_id"])),
-        Transfer(parse_account(to["account"]), micro_tokens),
-        nonce=own["next_nonce"],
-        valid_until_ms=max(chain["head_time_ms"], time.time_ns() // 1_000_000) + VALID_FOR_MS,
-    )
-    answer: dict[str, Any] = reader.call("broadcast_tx", transaction=transaction.encoded.hex())
-    return answer
-
-
-def _wait_for_block(reader: "Reader", identifier: str) -> dict[str, Any]:
-    from .refusals import RpcError
-
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        try:
-            found: dict[str, Any] = reader.call("tx", reference=identifier)
-        except RpcError as error:
-            raise CommandError(f"transaction {identifier} was dropped: {error}") from error
-        if found["status"] == "included":
-            return {"id": identifier, "status": "included", "height": found["height"]}
-        time.sleep(POLL_S)
-    raise CommandError(
-        f"transaction {identifier} still waits after {WAIT_S:g} s: look later with `bflnode tx`", NOT_READY
-    )
-
-
-def _render_sent(answer: dict[str, Any]) -> None:
-    if answer["status"] == "included":
-        click.echo(f"transaction {answer['id']} is in block {answer['height']}")
-    else:
-        click.echo(f"transaction {answer['id']} waits for a block")
+    return send(reader, home, Transfer(parse_account(to["account"]), micro_tokens), own, wait=wait)

@@ -267,6 +267,8 @@ def _render_status(answer: dict[str, Any]) -> None:
         ("account", answer["account"]),
         ("balance", tokens_text(answer["balance"]) + ("" if answer["is_admitted"] else ", not admitted yet")),
         ("stake", tokens_text(answer["stake"])),
+        ("validator", {"active": "yes", "none": "no"}.get(answer["standing"], f"no, {answer['standing']}")),
+        *([("to do", answer["advice"])] if answer["advice"] else []),
         ("chain", f"{answer['chain']} {answer['chain_id']}"),
         (
             "height",

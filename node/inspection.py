@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from bflnode.consensus.block import Block
 from bflnode.consensus.keys import account_text, parse_account
 from bflnode.consensus.record_json import record_to_json
+from bflnode.consensus.staking import standing
 from bflnode.consensus.state import StateReader
 from bflnode.consensus.tables import (
     ACCOUNTS,
@@ -30,6 +31,7 @@ from bflnode.consensus.tables import (
     current_validators,
     participant_key,
     settled_key,
+    stake_of,
 )
 from bflnode.consensus.task import LearningRound, Participant, SettledRound, Task, TaskStatus
 from bflnode.consensus.transaction import Transaction
@@ -38,6 +40,7 @@ from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
 
 from . import inspection_models, inspection_rounds
+from .inspection_validators import advice, offences_json, validator_json, validators_json
 from .journal import Journal
 from .refusals import InspectionError
 
@@ -109,7 +112,9 @@ class Inspector:
             "account": account_text(self.account_id),
             "balance": 0 if record is None else record.balance,
             "is_admitted": record is not None,
-            "stake": validators.stake_of(self.account_id),
+            "stake": stake_of(self._state, self.account_id).bonded,
+            "standing": standing(self._state, self.account_id).value,
+            "advice": advice(self._store.genesis, self._state, self.account_id),
             "validators": len(validators),
             "task": None if current is None else current.slot.task.hex(),
             "round": None if current is None else current.slot.number,
@@ -245,7 +250,8 @@ class Inspector:
             "exists": record is not None,
             "balance": 0 if record is None else record.balance,
             "nonce": 0 if record is None else record.nonce,
-            "stake": current_validators(self._state).stake_of(account),
+            "stake": stake_of(self._state, account).bonded,
+            "unbonding": stake_of(self._state, account).total - stake_of(self._state, account).bonded,
             "queue_position": queue.index(account) if account in queue else None,
             "tasks": [_participation(task, entry) for task, entry in participations if entry is not None],
             "history": [asdict(change) for change in self._store.account_history(account, limit=HISTORY_LISTED)],
@@ -253,14 +259,13 @@ class Inspector:
 
     def accounts(self) -> list[Json]:
         """All accounts, in order of key."""
-        validators = current_validators(self._state)
         return [
             {
                 "account": account_text(AccountId(key)),
                 "is_own": key == self.account_id,
                 "balance": record.balance,
                 "nonce": record.nonce,
-                "stake": validators.stake_of(AccountId(key)),
+                "stake": stake_of(self._state, AccountId(key)).bonded,
             }
             for key, record in ACCOUNTS.scan(self._state)
         ]
@@ -335,18 +340,20 @@ class Inspector:
         }
 
     def validators(self) -> list[Json]:
-        """Who votes on the next block, in the order that commits use."""
-        queue = current_queue(self._state)
-        return [
-            {
-                "index": index,
-                "account": account_text(validator.account),
-                "stake": validator.stake,
-                "queue_position": queue.index(validator.account) if validator.account in queue else None,
-                "is_own": validator.account == self.account_id,
-            }
-            for index, validator in enumerate(current_validators(self._state).validators)
-        ]
+        """Who votes on the next block, in the order that commits use, then who has a stake and doesn't vote."""
+        return validators_json(self._store.genesis, self._state, self.account_id)
+
+    def validator(self, reference: str = "") -> Json:
+        """An account as a validator, and what can be done about its standing.
+
+        Raises:
+            InspectionError: no such account.
+        """
+        return validator_json(self._store.genesis, self._state, self.resolve_account(reference))
+
+    def evidence(self) -> list[Json]:
+        """All punishments, with the proofs of double signatures."""
+        return offences_json(self._store, self._state)
 
     # Learning rounds
 

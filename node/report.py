@@ -12,11 +12,11 @@ from statistics import fmean
 from typing import Any
 
 from bflnode.consensus.keys import account_text
-from bflnode.consensus.ledger import genesis_state, validate_block
+from bflnode.consensus.ledger import genesis_state, money, validate_block
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.rewards import bfln_payout
 from bflnode.consensus.state import StateReader, StateTree
-from bflnode.consensus.tables import ACCOUNTS, ADMISSION_POOL, SETTLED, TASKS, all_tasks, current_validators
+from bflnode.consensus.tables import SETTLED, TASKS, all_tasks, stake_of
 from bflnode.consensus.task import SettledClient, SettledRound, Task, TaskSpecification, TaskStatus
 from bflnode.consensus.transaction import model_commitment
 from bflnode.consensus.types import AccountId, Amount
@@ -408,7 +408,7 @@ class _Reporter:
         return BalanceLine(
             node=node.name,
             account=account_text(account),
-            stake=current_validators(self._state).stake_of(account),
+            stake=stake_of(self._state, account).bonded,
             before=before,
             after=self._reference.balance_at(account, self._height),
             earned=sum(client.gross - client.fee for client in paid) + income,
@@ -420,11 +420,8 @@ class _Reporter:
 
 
 def tokens_in(reader: StateReader) -> Amount:
-    """All micro-tokens in a state: free, bonded, in the admission pool and in escrow."""
-    free = sum(account.balance for _, account in ACCOUNTS.scan(reader))
-    pool = ADMISSION_POOL.get(reader)
-    escrows = sum(task.escrow for task in all_tasks(reader))
-    return free + current_validators(reader).total + (0 if pool is None else pool.amount) + escrows
+    """All micro-tokens in a state: free, bonded, unbonding, in the admission pool and in escrow."""
+    return sum(money(reader).values())
 
 
 def payout_fault(record: SettledRound, specification: TaskSpecification) -> str:

@@ -55,16 +55,25 @@ class _StoredHeaders:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """A claim and the header that it is proven under: all of a proof but the way to that header."""
+
+    kind: str
+    claim: Claim
+    header: Header
+
+
 def proof(
-    inspector: Inspector,
-    *,
-    kind: str,
-    reference: str = "",
-    number: str = "latest",
-    task: str = "",
-    start: int = 0,
+    inspector: Inspector, *, kind: str, reference: str = "", number: str = "latest", task: str = "", start: int = 0
 ) -> Json:
-    """Make a proof.
+    """Make a proof of a chain that stands still; see `collect` and `finish`."""
+    collected = collect(inspector, kind=kind, reference=reference, number=number, task=task)
+    return finish(inspector.sources.store, collected, start)
+
+
+def collect(inspector: Inspector, *, kind: str, reference: str, number: str, task: str) -> Collected:
+    """Take what is proven from the state, in one go: a running node calls this where its state doesn't move.
 
     Args:
         inspector: of the chain.
@@ -72,42 +81,53 @@ def proof(
         reference: the account whose balance, the client whose model, or the transaction.
         number: of the learning round, for a model.
         task: of the learning round, for a model.
+
+    Raises:
+        ParameterError: no such kind.
+        InspectionError: there is nothing to prove.
+    """
+    match kind:
+        case "balance":
+            return Collected(kind, _balance(inspector, reference), _head(inspector))
+        case "model":
+            return Collected(kind, _model(inspector, reference, number, task), _head(inspector))
+        case "tx":
+            return Collected(kind, *_transaction(inspector, reference))
+        case _:
+            raise ParameterError(f"there is no proof of kind {kind[:40]!r}: kinds are balance, model, tx")
+
+
+def finish(store: ChainStore, collected: Collected, start: int) -> Json:
+    """Add the way from a block to the header: reads the store alone, and much of it where validators changed often.
+
+    Args:
+        store: the chain.
+        collected: what is proven.
         start: height of the block that the proof starts from; 0 for the genesis.
 
     Returns:
         The file's bytes as `proof`, hexadecimal, with the height, block and time that it is about.
 
     Raises:
-        ParameterError: no such kind.
-        InspectionError: there is nothing to prove, or it can't be proven from this start.
+        InspectionError: it can't be proven from this start.
     """
-    claim: Claim
-    match kind:
-        case "balance":
-            claim, target = _balance(inspector, reference), _head(inspector)
-        case "model":
-            claim, target = _model(inspector, reference, number, task), _head(inspector)
-        case "tx":
-            claim, target = _transaction(inspector, reference)
-        case _:
-            raise ParameterError(f"there is no proof of kind {kind[:40]!r}: kinds are balance, model, tx")
-    if not 0 <= start <= target.height:
+    header = collected.header
+    if not 0 <= start <= header.height:
         raise InspectionError(
-            f"the proof is about block {target.height}: it can start from blocks 0 to {target.height}"
+            f"the proof is about block {header.height}: it can start from blocks 0 to {header.height}"
         )
-    store = inspector.sources.store
     try:
-        chain = make_light_chain(_StoredHeaders(store), store.genesis, start, target.height)
+        chain = make_light_chain(_StoredHeaders(store), store.genesis, start, header.height)
     except Rejection as rejection:
         raise InspectionError(f"validators changed too often ({rejection}): give --from a later height") from rejection
     return {
-        "kind": kind,
-        "chain_id": target.chain_id.hex(),
+        "kind": collected.kind,
+        "chain_id": header.chain_id.hex(),
         "start": start,
-        "height": target.height,
-        "block": target.id.hex(),
-        "time_ms": target.time_ms,
-        "proof": encode_proof(chain, claim).hex(),
+        "height": header.height,
+        "block": header.id.hex(),
+        "time_ms": header.time_ms,
+        "proof": encode_proof(chain, collected.claim).hex(),
     }
 
 

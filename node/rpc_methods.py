@@ -19,6 +19,7 @@ from .calls import INSPECTIONS, bind
 from .inspection import Inspector, Json, Sources, transaction_details, transaction_line
 from .node import Node
 from .node_clock import now_ms
+from .proofs import collect, finish
 from .refusals import InspectionError, ParameterError
 from .snapshots import delete_snapshot, describe
 from .task_dump import task_dump
@@ -52,6 +53,7 @@ class RpcMethods:
             "broadcast_tx": self.broadcast_transaction,
             "tx": self.transaction,
             "account": self.account,
+            "proof": self.proof,
             "verify": self.verify,
             "debug_tasks": self.debug_tasks,
             "snapshots": self.snapshots,
@@ -223,6 +225,13 @@ class RpcMethods:
         """
         await trio.to_thread.run_sync(delete_snapshot, self._node.snapshots.store, self._node.chain.store, height)
         return {"height": height}
+
+    async def proof(
+        self, kind: str, reference: str = "", number: str = "latest", task: str = "", start: int = 0
+    ) -> Json:
+        """A proof: the facts from the state of this moment, the way to its header found in a thread."""
+        collected = collect(self._inspector, kind=kind, reference=reference, number=number, task=task)
+        return await trio.to_thread.run_sync(finish, self._node.chain.store, collected, start)
 
     async def verify(self, reexecute: bool = False) -> Json:
         """Check the whole chain, in a thread; one check at a time. A node that stops ends it early."""

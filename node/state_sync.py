@@ -30,7 +30,7 @@ from bflnode.consensus.snapshot import MAX_SNAPSHOT_BYTES, Snapshot, read_state,
 from bflnode.consensus.state import StateTree
 from bflnode.consensus.types import BlobId, BlockId
 from bflnode.storage.chain_store import ChainStore
-from bflnode.storage.errors import from_os_error
+from bflnode.storage.errors import CorruptStore, from_os_error
 from bflnode.storage.home_lock import HomeLock
 from bflnode.storage.snapshot_store import SnapshotStore
 
@@ -128,7 +128,11 @@ def has_chain(home: Home, trust: Trust) -> bool:
     """
     if not home.chain.exists():
         return False
-    with open_store(home) as store:
+    try:
+        store = open_store(home)
+    except CorruptStore:
+        return True  # what becomes of it is decided where the node opens it
+    with store:
         tip = store.tip().height
         if tip == 0:
             return False

@@ -32,7 +32,7 @@ from .tables import Validators
 from .types import AtMost, BlockId, ChainId, Hash, Milliseconds
 
 MAX_STEPS = 128
-"""Most steps of a chain: at 256 validators two seconds of checking signatures, and 2.4 MB of commits."""
+"""Most steps of a chain: at 256 validators three seconds of checking signatures, and 2.3 MB of commits."""
 
 MAX_SETS = 2 * MAX_STEPS
 """Most sets of validators: each step names two, its own and the next."""

@@ -246,6 +246,33 @@ def test_other_files_are_refused(data: bytes, reason: Reason) -> None:
     assert refusal(data).reason is reason
 
 
+def test_files_have_the_format_that_is_documented() -> None:
+    """Written out from docs/proofs.md: who reads files by that page must be able to read these."""
+    harness = settled()
+    header, commit = harness.header, harness.last_commit
+    assert header is not None
+    header_value = (
+        *(1, header.chain_id, header.height, header.round, header.time_ms, header.parent, header.proposer),
+        *(header.transactions_root, header.last_commit_hash, header.validators_hash, header.next_validators_hash),
+        *(header.state_root, header.beacon),
+    )
+    signatures = tuple((entry.index, entry.signature) for entry in commit.signatures)
+    step = (header_value, (commit.height, commit.round, commit.block_id, signatures))
+    validators = (tuple((validator.account, validator.stake) for validator in harness.genesis.validators),)
+    state = prove(harness.tree, ACCOUNTS.prefix + NOBODY)
+    entries = tuple((entry.key, entry.value, entry.index, entry.path) for entry in state.entries)
+    claim = encode((NOBODY, (state.size, entries, state.bucket_path, state.bucket_root)))
+    chain = (harness.genesis.to_bytes(), (), (step,), (validators,))
+    data = encode(("bflnode proof", 1, encode((chain, 1, claim))))
+
+    assert check(data).proven == ProvenBalance(NOBODY, None)
+    anchored = (b"", (header_value,), (), ())
+    from_anchor = decode_proof(encode(("bflnode proof", 1, encode((anchored, 1, claim)))))
+    found = check_proof(from_anchor, Trust(header.height, header.id), Clock(harness.now_ms))
+    assert (found.proven, found.verified.steps) == (ProvenBalance(NOBODY, None), 0)
+    assert encode(("bflnode proof", 1, encode(((*chain[:3], ()), 1, claim)))) == proof(balance_claim(harness, NOBODY))
+
+
 def test_kind_that_does_not_fit_the_claim_is_refused() -> None:
     body = decode_proof(registration())
     for kind in set(ClaimKind) - {ClaimKind.TRANSACTION}:

@@ -5,6 +5,8 @@ stream in memory: nothing is unpacked to disk, so its names can't escape from an
 """
 
 import io
+import lzma
+import struct
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -14,7 +16,13 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from .samples import DatasetError, LabelledData
+from .samples import DatasetError, LabelledData, printable
+
+_PARSER_FAILURES = (
+    *(OSError, EOFError, ValueError, TypeError, LookupError, ArithmeticError),
+    *(AttributeError, RuntimeError, MemoryError, struct.error),
+)
+"""What tarfile and Pillow's decoders raise on damaged files: they check little before they compute."""
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm"})
 """Files with other suffixes (READMEs, thumbnails' indexes) and hidden files are not data."""
@@ -115,7 +123,7 @@ def _arrange(
     for name in names:
         if len(name.parts) != (3 if has_splits else 2) or (has_splits and name.parts[0] not in ("train", "test")):
             layout = "train/<class>/<image> and test/<class>/<image>" if has_splits else "<class>/<image>"
-            raise DatasetError(f"{path}: {name} doesn't fit the layout {layout}: move or remove it")
+            raise DatasetError(f"{path}: {printable(str(name))} doesn't fit the layout {layout}: move or remove it")
     found = sorted({name.parts[-2] for name in names})
     class_names = tuple(found) if class_names is None else class_names
     unknown = [name for name in found if name not in class_names]
@@ -165,17 +173,24 @@ def _files_of_archive(path: Path) -> Iterator[_File]:
                 if unpacked > MAX_ARCHIVE_SIZE:
                     raise DatasetError(f"{path} unpacks to more than {MAX_ARCHIVE_SIZE} bytes: use a smaller archive")
                 if name.is_absolute() or ".." in name.parts:
-                    raise DatasetError(f"{path}: {name} leads out of the archive: pack it again with relative names")
+                    raise DatasetError(
+                        f"{path}: {printable(str(name))} leads out of the archive: pack it again with relative names"
+                    )
                 if not _is_image(name):
                     continue
                 if not member.isreg():
-                    raise DatasetError(f"{path}: {name} is no plain file: pack it again with links resolved (tar -h)")
+                    raise DatasetError(
+                        f"{path}: {printable(str(name))} is no plain file: pack it again with links resolved (tar -h)"
+                    )
                 _refuse_large_file(path, name, member.size)
                 reader = archive.extractfile(member)
                 assert reader is not None, "extractfile gives a reader for every plain file"
                 yield _File(name, reader.read())
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DatasetError(f"{path} can't be read as a tar archive ({error}): get or pack the file again") from error
+    except DatasetError:
+        raise
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, *_PARSER_FAILURES) as error:
+        why = printable(str(error))
+        raise DatasetError(f"{path} can't be read as a tar archive ({why}): get or pack the file again") from error
 
 
 def _is_image(name: PurePosixPath) -> bool:
@@ -185,31 +200,35 @@ def _is_image(name: PurePosixPath) -> bool:
 
 def _refuse_large_file(path: Path, name: PurePosixPath, size_bytes: int) -> None:
     if size_bytes > MAX_IMAGE_FILE_SIZE:
-        raise DatasetError(f"{path}: {name} has {size_bytes} bytes, at most {MAX_IMAGE_FILE_SIZE}: scale it down")
+        raise DatasetError(
+            f"{path}: {printable(str(name))} has {size_bytes} bytes, at most {MAX_IMAGE_FILE_SIZE}: scale it down"
+        )
 
 
 def _decode(path: Path, file: _File, shape: tuple[int, int, int] | None, *, may_scale: bool) -> NDArray[np.uint8]:
     """One image as (channels, height, width), scaled to the shape if it may be."""
     from PIL import Image
 
+    shown = printable(str(file.path))
     try:
         with Image.open(io.BytesIO(file.content), formats=IMAGE_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS:
-                raise DatasetError(f"{path}: {file.path} is {width}x{height} pixels: scale it down")
+                raise DatasetError(f"{path}: {shown} is {width}x{height} pixels: scale it down")
             if shape is None:
                 shape = (1 if image.mode in GREY_MODES else 3, height, width)
             converted = image.convert(_MODES[shape[0]])
             if (height, width) != shape[1:]:
                 if not may_scale:
                     raise DatasetError(
-                        f"{path}: {file.path} is {width}x{height} pixels, others are {shape[2]}x{shape[1]}: "
+                        f"{path}: {shown} is {width}x{height} pixels, others are {shape[2]}x{shape[1]}: "
                         "state an input shape to scale all of them to"
                     )
                 converted = converted.resize((shape[2], shape[1]), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"{path}: {file.path} is no readable image ({error}): replace or remove it") from error
+    except DatasetError:
+        raise
+    except (SyntaxError, Image.DecompressionBombError, *_PARSER_FAILURES) as error:
+        why = printable(str(error))
+        raise DatasetError(f"{path}: {shown} is no readable image ({why}): replace or remove it") from error
     pixels = np.asarray(converted, dtype=np.uint8)
     return pixels[np.newaxis] if shape[0] == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -204,6 +204,12 @@ def naming(path: Path) -> Iterator[None]:
         raise DatasetError(f"{path}: {error}") from error
 
 
+def printable(text: str) -> str:
+    """What a library or a name says, for a message: bounded, and nothing in it rewrites a terminal."""
+    shown = text[:MAX_SHOWN]
+    return shown if shown.isprintable() else ascii(shown)
+
+
 def read_npz(path: Path, keys: Iterable[str]) -> dict[str, NDArray[Any]]:
     """Those of the arrays named `keys` that an .npz has; never unpickles.
 
@@ -222,10 +228,7 @@ def read_npz(path: Path, keys: Iterable[str]) -> dict[str, NDArray[Any]]:
         raise DatasetError(f"{path} does not exist: check the path") from error
     except _UNREADABLE as error:
         # What numpy can't name, it takes for a pickle, and says how to load that: nobody should.
-        what = str(error)[:MAX_SHOWN]
-        if "pickle" in what:
-            what = "it holds no arrays, or Python objects"
-        why = what if what.isprintable() else ascii(what)
+        why = "it holds no arrays, or Python objects" if "pickle" in str(error) else printable(str(error))
         raise DatasetError(
             f"{path} can't be read as .npz ({why}): save plain number arrays with numpy.savez, no Python objects"
         ) from error

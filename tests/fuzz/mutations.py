@@ -21,6 +21,10 @@ WORDS = (
 )
 
 
+LONGEST_PLAIN_BYTES = 64
+"""A signature; longer byte strings are encodings of something inside."""
+
+
 def flip_bit(data: bytes, number: int, _donor: bytes) -> bytes:
     if not data:
         return data
@@ -104,6 +108,8 @@ def _changed(tree: Any, random: Random, spare: Any) -> Any:
         if action == 2:
             return [*tree[:index], spare, *tree[index:]]
         return [*tree[:index], _changed(tree[index], random, spare), *tree[index + 1 :]]
+    if isinstance(tree, bytes) and len(tree) > LONGEST_PLAIN_BYTES and random.random() < 0.8:
+        return change_value(tree, random.randrange(2**32), b"\x90")
     if isinstance(tree, bytes) and tree and random.random() < 0.7:
         return random.choice((flip_bit, truncate, extend))(tree, random.randrange(2**20), b"\x00\xff")
     if type(tree) is int and random.random() < 0.8:

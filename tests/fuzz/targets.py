@@ -3,6 +3,7 @@
 from functools import cache
 
 from tests.fuzz.rule import Target
+from tests.fuzz.targets_chain import chain_targets
 from tests.fuzz.targets_files import file_targets
 from tests.fuzz.targets_wire import wire_targets
 
@@ -10,4 +11,4 @@ from tests.fuzz.targets_wire import wire_targets
 @cache
 def targets() -> dict[str, Target]:
     """By name: what peers send first, then what is read from files and sockets of this machine."""
-    return wire_targets() | file_targets()
+    return wire_targets() | chain_targets() | file_targets()

@@ -138,6 +138,28 @@ def _images(data: bytes) -> None:
     load_image_folder(put("images.tar", data), input_shape=(1, 4, 4))
 
 
+def _image(data: bytes) -> None:
+    """A folder of two classes, in which one file is foreign."""
+    folder = scratch() / "images"
+    if not folder.exists():
+        for name in ("a", "b"):
+            (folder / name).mkdir(parents=True)
+            Image.new("L", (4, 4), 77).save(folder / name / "1.png")
+    (folder / "a" / "2.png").write_bytes(data)
+    load_image_folder(folder, input_shape=(1, 4, 4))
+
+
+def _image_files() -> Sequence[bytes]:
+    """One of each format that is read."""
+    found = []
+    for kind in ("PNG", "JPEG", "BMP", "GIF", "WEBP", "PPM"):
+        for mode in ("L", "RGB"):
+            file = io.BytesIO()
+            Image.new(mode, (5, 3), 77).save(file, format=kind)
+            found.append(file.getvalue())
+    return found
+
+
 def _image_archives() -> Sequence[bytes]:
     picture = io.BytesIO()
     Image.new("L", (4, 4), 77).save(picture, format="PNG")
@@ -338,6 +360,7 @@ def file_targets() -> dict[str, Target]:
             lambda: [_idx_files()["train-images-idx3-ubyte"], gzip.compress(_idx_files()["train-images-idx3-ubyte"])],
         ),
         "images": of_file(_images, DatasetError, _image_archives),
+        "image": of_file(_image, DatasetError, _image_files),
         "journal": of_file(_journal, StorageError, _journal_entries),
         "signer-log": of_file(_wal, StorageError, _wal_files),
         "worker": of_file(_worker_messages, ProcessMessageError, _worker_frames),

@@ -14,7 +14,7 @@ from bflnode.consensus.block import Block, Commit, Header
 from bflnode.consensus.genesis import Genesis
 from bflnode.consensus.state import StateTree
 from bflnode.consensus.transaction import Transaction
-from bflnode.consensus.types import AccountId, BlockId
+from bflnode.consensus.types import AccountId
 from bflnode.consensus.workspace import BlockContext, Event
 from bflnode.storage.chain_store import ChainStore
 
@@ -39,7 +39,7 @@ class Chain:
         self.store = store
         self.tree: StateTree = store.load_state()
         self.changed = trio.Event()
-        self._validated: OrderedDict[BlockId, ledger.Execution] = OrderedDict()
+        self._validated: OrderedDict[bytes, ledger.Execution] = OrderedDict()
         height = store.tip().height
         self.tip_header: Header | None = store.header(height) if height else None
         self.tip_commit: Commit = store.commit(height)
@@ -60,10 +60,10 @@ class Chain:
         Raises:
             Rejection: the block is invalid here.
         """
-        execution = self._validated.get(block.id)
+        execution = self._validated.get(block.encoded)
         if execution is None:
             execution = ledger.validate_block(self.genesis, self.tree, self.tip_header, block)
-            self._remember(block.id, execution)
+            self._remember(block, execution)
         return execution
 
     def build(self, proposer: AccountId, *, round_: int, time_ms: int, candidates: Iterable[Transaction]) -> Block:
@@ -72,7 +72,7 @@ class Chain:
         block, execution = ledger.build_block(
             self.genesis, self.tree, self.tip_header, context, last_commit=self.tip_commit, candidates=candidates
         )
-        self._remember(block.id, execution)
+        self._remember(block, execution)
         return block
 
     async def append(self, block: Block, commit: Commit) -> tuple[Event, ...]:
@@ -109,7 +109,8 @@ class Chain:
         """The header time at which the state changes without a transaction."""
         return ledger.next_deadline_ms(self.genesis, self.tree)
 
-    def _remember(self, block_id: BlockId, execution: ledger.Execution) -> None:
-        self._validated[block_id] = execution
+    def _remember(self, block: Block, execution: ledger.Execution) -> None:
+        """By all of its bytes: its id is its header's, and says nothing of a body that doesn't belong to it."""
+        self._validated[block.encoded] = execution
         while len(self._validated) > MAX_VALIDATED:
             self._validated.popitem(last=False)

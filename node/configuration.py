@@ -29,7 +29,16 @@ class PeerToPeer(_Section):
     external_host: str = ""
     """Address that peers dial when it is not `host` (behind NAT, or when listening on 0.0.0.0)."""
     persistent_peers: tuple[str, ...] = ()
+    """Full multiaddrs of peers to which a connection is kept."""
+    bootstrap: tuple[str, ...] = ()
+    """Full multiaddrs that are dialled as long as there are no peers."""
+    mdns: bool = False
+    """Announce this node on the local network, and connect to the nodes of its chain that are announced there."""
+    private_key_file: str = ""
+    """Key of a private network: 64 hexadecimal digits, the same at all its nodes; an open network when empty."""
     max_peers: Annotated[int, Field(ge=1, le=256)] = 64
+    max_connections_per_address: Annotated[int, Field(ge=1, le=1024)] = 64
+    """Inbound connections of one IP address; the machines of an organisation may share one."""
 
 
 class RemoteProcedureCalls(_Section):

@@ -5,6 +5,7 @@ HOME/config/genesis.json       the chain
 HOME/config/account.key        the account's Ed25519 seed, hexadecimal, mode 0600
 HOME/config/peer.key           the libp2p identity's seed, hexadecimal, mode 0600
 HOME/config/admission.json     a credential that opens the account, where there is one
+HOME/config/network.key        the key of a private network, where there is one, mode 0600
 HOME/data/chain/               LevelDB
 HOME/data/chain.joining/       that, in the making from a snapshot of a peer
 HOME/data/snapshots/           states after some blocks, for nodes that join
@@ -15,6 +16,8 @@ HOME/data/signer.wal           what this node has signed
 HOME/data/shard.npz            the node's own data, where it is not elsewhere
 HOME/data/test.npz             the global test set, where there is one
 HOME/data/scratch/             files in the making
+HOME/data/peers.json           addresses at which peers were met
+HOME/data/bans.json            who is banned
 HOME/run/                      sockets and logs of the running node
 """
 
@@ -121,6 +124,21 @@ class Home:
         return self.root / "data" / "scratch"
 
     @property
+    def address_book_file(self) -> Path:
+        """Addresses at which peers were met, JSON."""
+        return self.root / "data" / "peers.json"
+
+    @property
+    def bans_file(self) -> Path:
+        """Banned peers and addresses, JSON."""
+        return self.root / "data" / "bans.json"
+
+    @property
+    def network_key_file(self) -> Path:
+        """Default place of a private network's key."""
+        return self.root / "config" / "network.key"
+
+    @property
     def run(self) -> Path:
         """Sockets and logs of the running node."""
         return self.root / "run"
@@ -158,11 +176,11 @@ class Home:
 
     def load_account_key(self) -> SecretKey:
         """Read the account's key."""
-        return SecretKey.from_seed(_read_seed(self.account_key_file))
+        return SecretKey.from_seed(read_seed(self.account_key_file))
 
     def load_peer_seed(self) -> bytes:
         """Read the seed of the libp2p identity."""
-        return _read_seed(self.peer_key_file)
+        return read_seed(self.peer_key_file)
 
     def load_credential(self) -> Signature | None:
         """Read the admission credential of this account, if there is one.
@@ -248,7 +266,12 @@ def write_seed(path: Path, seed: bytes) -> None:
     write_durably(path, f"{seed.hex()}\n".encode("ascii"), mode=KEY_MODE)
 
 
-def _read_seed(path: Path) -> bytes:
+def read_seed(path: Path) -> bytes:
+    """Read 32 secret bytes from a key file.
+
+    Raises:
+        HomeError: unreadable, readable by others, or not 64 hexadecimal digits.
+    """
     try:
         mode = path.stat().st_mode & 0o777
         text = path.read_text(encoding="ascii").strip()
@@ -270,4 +293,4 @@ def read_secret_key(path: Path) -> SecretKey:
     Raises:
         HomeError: unreadable, readable by others, or not a key.
     """
-    return SecretKey.from_seed(_read_seed(path))
+    return SecretKey.from_seed(read_seed(path))

@@ -16,7 +16,9 @@ from libp2p.pubsub.pb import rpc_pb2
 
 from bflnode.consensus.rejection import Reason, Rejection
 
+from .rate_limits import RateLimits
 from .streams import (
+    GOSSIP,
     MAX_ANSWER_BYTES,
     MAX_PUSH_BYTES,
     MAX_REASON_BYTES,
@@ -47,15 +49,17 @@ VIOLATION_COST = 30.0
 class MessageHandlers(Protocol):
     """What the node does with messages."""
 
-    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> None:
+    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> bool:
         """A gossip message not seen before. `sender` forwarded it and need not have made it.
 
-        Synchronous and cheap: put it in a queue. Raising `Rejection` stops it from being forwarded and counts against
-        the sender; doubt must be accepted.
+        Synchronous and cheap: put it in a queue. Raising `Rejection` counts against the sender.
+
+        Returns:
+            Whether it is to be forwarded: only what has been checked, or whoever forwards it answers for it.
         """
 
     def on_push(self, protocol: str, sender: PeerId, data: bytes) -> None:
-        """A pushed message, in the order of sending. Like `on_gossip`."""
+        """A pushed message, in the order of sending. Synchronous and cheap; a `Rejection` counts against the sender."""
 
     async def on_request(self, protocol: str, sender: PeerId, data: bytes) -> bytes:
         """Answer a request; raising `Rejection` refuses it (not counted against the sender)."""
@@ -68,8 +72,9 @@ Charge = Callable[[PeerId, str, float, Reason], None]
 class Inbound:
     """Serves the streams that peers open and the gossip they forward."""
 
-    def __init__(self, handlers: MessageHandlers, traffic: Traffic, charge: Charge) -> None:
+    def __init__(self, handlers: MessageHandlers, traffic: Traffic, charge: Charge, limits: RateLimits) -> None:
         self._handlers = handlers
+        self._limits = limits
         self._traffic = traffic
         self._charge = charge
 
@@ -79,7 +84,8 @@ class Inbound:
         try:
             while (data := await frames.receive(MAX_PUSH_BYTES)) is not None:
                 self._traffic.received(protocol, len(data))
-                self._deliver(self._handlers.on_push, protocol, sender, data)
+                if await self._admit(sender, protocol, len(data)):
+                    self._deliver(self._handlers.on_push, protocol, sender, data)
         except Rejection as rejection:
             self._charge(sender, str(rejection), VIOLATION_COST, rejection.reason)
         except TransportError as error:
@@ -93,6 +99,8 @@ class Inbound:
         try:
             while (data := await frames.receive(MAX_REQUEST_BYTES)) is not None:
                 self._traffic.received(protocol, len(data))
+                if not await self._admit(sender, protocol, len(data)):
+                    continue
                 answer = await self._answer(protocol, sender, data)
                 await frames.send(answer)
                 self._traffic.sent(protocol, len(answer))
@@ -102,6 +110,24 @@ class Inbound:
             logger.debug("requests of %s on %s: %s", sender, protocol, error)
         finally:
             await frames.abort()
+
+    async def _admit(self, sender: PeerId, protocol: str, size_bytes: int) -> bool:
+        """Wait until the peer may send this; False where it is to be dropped.
+
+        While it waits the next frames stay in the peer's queue: the stream's window is what slows it down.
+        """
+        delay_s = self._limits.delay_s(sender, protocol, size_bytes)
+        if delay_s is None:
+            self._traffic.throttled[protocol] += 1
+            return False
+        if delay_s > 0:
+            self._traffic.throttled[protocol] += 1
+            await trio.sleep(delay_s)
+        return True
+
+    async def admit_gossip(self, sender: ID, size_bytes: int) -> None:
+        """Wait until a peer's RPC of gossip may be taken."""
+        await self._admit(PeerId(sender.to_base58()), GOSSIP, size_bytes)
 
     def _inbound(self, stream: INetStream) -> tuple[PeerId, str, FrameStream]:
         return PeerId(stream.muxed_conn.peer_id.to_base58()), str(stream.get_protocol()), FrameStream(stream)
@@ -130,17 +156,17 @@ class Inbound:
             raise ValidationError("limits")
         topic = message.topicIDs[0]
         self._traffic.received(topic, len(message.data))
-        if not self._deliver(self._handlers.on_gossip, topic, sender, message.data):
-            raise ValidationError("refused")
+        if self._deliver(self._handlers.on_gossip, topic, sender, message.data) is not True:
+            raise ValidationError("not to be forwarded")
 
     def _deliver(
-        self, handler: Callable[[str, PeerId, bytes], None], channel: str, sender: PeerId, data: bytes
-    ) -> bool:
+        self, handler: Callable[[str, PeerId, bytes], bool | None], channel: str, sender: PeerId, data: bytes
+    ) -> bool | None:
+        """What the handler says; None where it failed."""
         try:
-            handler(channel, sender, data)
+            return handler(channel, sender, data)
         except Rejection as rejection:
             self._charge(sender, f"{channel}: {rejection}", REFUSAL_COST + len(data) / BYTES_COST, rejection.reason)
-            return False
         except Exception:
             logger.exception("handler failed on %s of %s", channel, sender)
-        return True
+        return None

@@ -1,4 +1,4 @@
-"""What this project does to GossipSub of py-libp2p 0.8.1; the rest of the repairs is in `libp2p_repairs`.
+"""What this project does to GossipSub of py-libp2p 0.8.1; other repairs: `libp2p_repairs`, `libp2p_connections`.
 
 Gossip stays best effort: whatever must arrive has to be pullable as well.
 
@@ -16,23 +16,27 @@ Gossip stays best effort: whatever must arrive has to be pullable as well.
     [27] a gossip stream that breaks on our side alone makes us forget what
          the peer subscribed to; it never says so again                     -> `RepairedPubsub._handle_dead_peer`
     [28] the last 1000 messages are kept to compare repeated numbers        -> `RepairedGossipSub._check_equivocation`
+    [33] a task for each message, limits for each topic that a peer makes
+         up, no bound on lists: a flood of gossip takes CPU and memory      -> `RepairedPubsub.continuously_read_stream`
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 from libp2p.abc import INetStream
 from libp2p.exceptions import BaseLibp2pError
+from libp2p.io.exceptions import MessageTooLarge
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
-from libp2p.utils.varint import encode_varint_prefixed
+from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
 
-from .libp2p_repairs import LIBRARY_FAILURES, GuardedHost, reset_stream, write_fully
+from .libp2p_connections import LIBRARY_FAILURES, reset_stream, write_fully
+from .libp2p_repairs import GuardedHost
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,9 @@ MAX_GOSSIP_RPC_BYTES = 64_000
 
 MAX_INBOUND_RPC_BYTES = 256 * 1024
 """Other implementations batch several messages in one RPC."""
+
+MAX_RPC_ENTRIES = 512
+"""Messages, subscriptions and ids of messages in one RPC: the library's own send at most some dozens."""
 
 MAX_QUEUED_RPCS = 512
 """Gossip RPCs waiting for one peer (the library: 32); at most 32 MB, and only for a peer that doesn't read."""
@@ -89,6 +96,7 @@ class RepairedPubsub(Pubsub):
     Args:
         deliver: called once for each message not seen before, with (forwarder, message); raises `ValidationError` to
             stop the message from being forwarded.
+        admit: waits until a peer's RPC of so many bytes may be taken.
     """
 
     def __init__(
@@ -97,6 +105,7 @@ class RepairedPubsub(Pubsub):
         router: RepairedGossipSub,
         topics: Sequence[str],
         deliver: Callable[[ID, rpc_pb2.Message], None],
+        admit: Callable[[ID, int], Awaitable[None]],
     ) -> None:
         super().__init__(
             host,
@@ -109,8 +118,44 @@ class RepairedPubsub(Pubsub):
         self.peer_queues = _RoomyQueues()
         self.counter = time.time_ns()
         self._deliver = deliver
+        self._admit = admit
         self._complain = host.complain
         self._write_locks: dict[INetStream, trio.Lock] = {}
+
+    async def continuously_read_stream(self, stream: INetStream) -> None:
+        """Take one RPC after the other, at the pace that the peer is allowed [33]."""
+        peer = stream.muxed_conn.peer_id
+        try:
+            while True:
+                data = await read_varint_prefixed_bytes_limited(stream, self.max_inbound_rpc_size)
+                await self._admit(peer, len(data))
+                rpc = rpc_pb2.RPC()
+                rpc.ParseFromString(data)
+                await self._take(peer, rpc)
+        except MessageTooLarge:
+            self._complain(peer, "a gossip RPC that is too large")
+            await reset_stream(stream)
+        except LIBRARY_FAILURES as failure:
+            logger.debug("gossip of %s ended: %r", peer, failure)
+
+    async def _take(self, peer: ID, rpc: rpc_pb2.RPC) -> None:
+        rpc.ClearField("senderRecord")
+        control = rpc.control
+        lists = (rpc.publish, rpc.subscriptions, control.ihave, control.iwant, control.graft, control.prune)
+        ids = (entry.messageIDs for entry in (*control.ihave, *control.iwant))
+        if sum(map(len, (*lists, *ids))) > MAX_RPC_ENTRIES:
+            self._complain(peer, "a gossip RPC with too many entries")
+            return
+        for message in rpc.publish:
+            if self._is_subscribed_to_msg(message):
+                await self.push_msg(peer, message)
+        for subscription in rpc.subscriptions:
+            self.handle_subscription(peer, subscription)
+        topics = {entry.topicID for entry in (*control.ihave, *control.graft, *control.prune)}
+        if topics - set(self.allowed_topics or ()):
+            self._complain(peer, "gossip control of a topic that doesn't exist")
+        elif rpc.HasField("control"):
+            await self.router.handle_rpc(rpc, peer)
 
     async def validate_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Deliver a message that was not seen before; our own are only sent."""

@@ -1,83 +1,52 @@
-"""What this project does to connections and streams of py-libp2p 0.8.1, so that a peer can't harm the node.
+"""What this project does to hosts and services of py-libp2p 0.8.1, so that a peer can't harm the node.
 
-Each class replaces one part of the library by subclassing it; nothing is patched globally, so an unrepaired host can
-run beside a repaired one (the tests do that to show each bug). What belongs here: work-arounds, each with its reason;
-those of gossip are in `libp2p_gossip`. What doesn't: framing, sessions, redialling, scores. Numbers 1-17 are those of
-the traps we knew, the others were found later. When the library is upgraded, these two modules are to be reviewed.
+What belongs here: the host, its stream handlers, protocol negotiation, background services, and how they are put
+together. Connections and streams are in `libp2p_connections`, which also says what the numbers are; gossip is in
+`libp2p_gossip`.
 
     [1]  an exception in an inbound stream handler ends the whole host      -> `GuardedHost._swarm_stream_handler`
     [2]  a garbage protobuf on /meshsub, or any task that fails, likewise   -> the same, and `ServiceManager`
-    [4]  a dial always waits 250 ms  [5] a failed dial bars the peer 60 s   -> `RepairedSwarm.dial` (avoids both)
-    [6]  `read_exactly` gives up after 100 short reads                      -> `read_exactly` here
-    [7]  a write resets the stream when the reader stalls for 5 s           -> `write_fully` here
     [14] limits on connections need the watermarks too                      -> `build_host`
-    [15] connections are closed one after the other, 0.2 s each             -> `RepairedSwarm.close_all`
-    [17] errors are logged and swallowed                                    -> deadlines on every call
-    [18] an inbound slot is given back only when the host stops: after
-         `max_connections` accepted connections, ever, no more are accepted -> `RepairedSwarm.upgrade_inbound_raw_conn`
-    [19] a write cancelled half-way, or between encrypting and sending,
-         desynchronises Noise and kills the connection                      -> `RepairedYamux._write_frame`
-    [20] the receive window is not enforced: a peer can fill our memory     -> `_BoundedBuffers`
-    [21] a frozen peer is noticed only by a write that fills TCP's buffers  -> `RepairedYamux._measure_rtt_loop`
     [24] one failed protocol negotiation bars a peer from gossip for good   -> `GuardedHost.new_stream`
-    [25] SO_REUSEPORT: a second node on the same port starts without error
-         and steals half of the connections                                 -> `check_port_is_free`
     [26] negotiation reads a line of any length                             -> `_ShortLineCommunicator`
-    [29] with fewer connections than half the maximum, and none required,
-         it dials any address a peer has told it, on every disconnect       -> `_NoAutoConnector`
-    [30] a window update is sent for each read, however small               -> `RepairedYamux._withhold`
 """
 
 import logging
-import socket
-import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import trio
-from libp2p.abc import IMuxedConn, INetConn, INetStream, IRawConnection, ISecureConn
+from libp2p.abc import IMuxedConn, INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_noise_key_pair
 from libp2p.custom_types import TProtocol
-from libp2p.exceptions import BaseLibp2pError, ParseError
+from libp2p.exceptions import ParseError
 from libp2p.host.basic_host import BasicHost
 from libp2p.host.exceptions import StreamFailure
 from libp2p.io.exceptions import IOException
-from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
-from libp2p.network.stream.exceptions import StreamEOF, StreamError
-from libp2p.network.swarm import Swarm
+from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectCommunicatorError, MultiselectError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
-from libp2p.stream_muxer.yamux.yamux import (
-    FLAG_SYN,
-    TYPE_PING,
-    TYPE_WINDOW_UPDATE,
-    YAMUX_HEADER_FORMAT,
-    Yamux,
-    YamuxStream,
-)
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_PROTOCOL_ID
+from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.tools.anyio_service import Service
 from libp2p.tools.anyio_service.api import AsyncFn, InternalManagerAPI, ManagerAPI
 from libp2p.tools.anyio_service.stats import Stats, TaskStats
-from libp2p.transport.exceptions import MuxerUpgradeFailure
 from libp2p.transport.tcp.tcp import TCP
-from libp2p.transport.upgrader import TransportUpgrader
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
-logger = logging.getLogger(__name__)
+from .libp2p_connections import LIBRARY_FAILURES, MAX_INBOUND_STREAMS, Gate, RepairedSwarm, Upgrader, reset_stream
 
-LIBRARY_FAILURES = (BaseLibp2pError, trio.BrokenResourceError, trio.ClosedResourceError, MuxedConnUnavailable)
-"""What an operation on a stream or connection raises when the other side or the wire fails."""
+logger = logging.getLogger(__name__)
 
 STREAM_FAILURES = (StreamError, IOException, MultiselectError, MultiselectClientError)
 """What an inbound stream raises in ordinary life: the peer went away or doesn't speak the protocol."""
@@ -88,56 +57,11 @@ NEGOTIATION_TIMEOUT_S = 15
 MAX_HANDSHAKES = 64
 """Inbound connections that may negotiate beside the established ones: idle sockets must not hold every slot."""
 
-FRAME_WRITE_TIMEOUT_S = 10.0
-"""A frame of at most 64 KiB that TCP doesn't take in this time goes to a frozen peer: the connection is closed."""
-
-WINDOW_PATIENCE_S = 30.0
-"""How long a stream may wait for its reader. The library's 5 s kill transfers to a node that is busy verifying."""
-
-WINDOW_POLL_S = 0.005
-"""Yamux has no event for an opened window; the library itself polls every 10 ms."""
-
-READ_SIZE = 256 * 1024
-"""Most bytes asked of a stream at once: yamux's initial window."""
-
-YAMUX_HEADER_BYTES = struct.calcsize(YAMUX_HEADER_FORMAT)
-
-WINDOW_UPDATE_BYTES = 64 * 1024
-"""Window given back at once, a quarter of the smallest one: the library sends an update for each read [30], which
-for votes of 150 bytes made a fifth of a busy node's work."""
-
-PING_INTERVAL_S = 10.0
-PING_TIMEOUT_S = 15.0
-MAX_MISSED_PINGS = 2
-"""A frozen peer is dropped after 10 + 2 * 15 s at most: agreement doesn't wait for it. Impatience feeds on itself: with
-4 s, twenty nodes on two cores spent their time on greeting again the peers that were too busy to answer a ping."""
-
-WINDOW_SLACK = 128 * 1024
-"""Bytes a peer may exceed its window by: updates and data cross on the wire."""
-
-MAX_UNREAD_BYTES = 64 * 1024 * 1024
-"""Bytes of one connection that nobody has read; a window grows to 16 MiB, and honest nodes keep two of them busy."""
-
-MAX_INBOUND_STREAMS = 128
-"""Open inbound streams of one connection. An honest node needs pushes + 4 per request protocol + gossip, below 64."""
-
 MAX_PROTOCOL_LINE = 1024
 """Bytes of one line of protocol negotiation; protocol ids are below 64."""
 
 DAEMON_RESTART_S = 1.0
 """Pause before a failed background loop (the gossip heartbeat) starts again."""
-
-CLOSE_TIMEOUT_S = 0.6
-"""All connections close concurrently; the library sleeps 0.2 s in each for its streams to notice."""
-
-
-CLEANUP_TIMEOUT_S = 5.0
-"""Bound on tearing down a dead connection, which sends nothing any more."""
-
-
-def shielded(timeout_s: float) -> trio.CancelScope:
-    """A scope that outer cancellation can't reach, for at most that long."""
-    return trio.CancelScope(deadline=trio.current_time() + timeout_s, shield=True)
 
 
 def silence_library() -> None:
@@ -258,168 +182,6 @@ class ServiceManager(InternalManagerAPI):
             await trio.sleep(DAEMON_RESTART_S)
 
 
-class WindowExceeded(IOException):
-    """A peer sent more than the flow control window allows."""
-
-
-class _BoundedBuffer(bytearray):
-    """Receive buffer of one stream that refuses what exceeds the window granted to the peer [20]."""
-
-    def __init__(self, connection: "RepairedYamux", stream_id: int) -> None:
-        super().__init__()
-        self._connection = connection
-        self._stream_id = stream_id
-
-    def extend(self, data: Any) -> None:
-        stream = self._connection.streams.get(self._stream_id)
-        window = stream.target_recv_window if stream is not None else READ_SIZE
-        unread = sum(map(len, self._connection.stream_buffers.values()))
-        if len(self) + len(data) > window + WINDOW_SLACK or unread > MAX_UNREAD_BYTES:
-            self._connection.exceeded_window = True
-            self._connection.abandon()
-            raise WindowExceeded(f"{len(self)} bytes unread on a stream, {unread} on its connection")
-        super().extend(data)
-
-
-class _BoundedBuffers(dict[int, bytearray]):
-    def __init__(self, connection: "RepairedYamux") -> None:
-        super().__init__()
-        self._connection = connection
-
-    def __setitem__(self, stream_id: int, buffer: bytearray) -> None:
-        super().__setitem__(stream_id, _BoundedBuffer(self._connection, stream_id))
-
-
-class RepairedYamux(Yamux):
-    """Yamux with atomic writes [19], bounded buffers [20], a check that the peer is alive [21], rarer updates [30]."""
-
-    def __init__(self, secured_conn: ISecureConn, peer_id: ID, is_initiator: bool) -> None:
-        super().__init__(secured_conn, peer_id, is_initiator=is_initiator)
-        self.stream_buffers = _BoundedBuffers(self)
-        self.exceeded_window = False
-        self._abandoned = trio.Event()
-        self._is_abandoning = False
-        self._withheld: dict[int, int] = {}
-
-    async def _write_frame(self, data: bytes) -> None:
-        if len(data) == YAMUX_HEADER_BYTES:
-            version, kind, flags, stream, value = struct.unpack(YAMUX_HEADER_FORMAT, data)
-            if kind == TYPE_WINDOW_UPDATE and not flags:
-                increment = self._withhold(stream, value)
-                if not increment:
-                    return
-                data = struct.pack(YAMUX_HEADER_FORMAT, version, kind, flags, stream, increment)
-        with shielded(FRAME_WRITE_TIMEOUT_S) as scope:
-            await super()._write_frame(data)
-        if scope.cancelled_caught:
-            self.abandon()
-            raise IOException(f"the peer took nothing for {FRAME_WRITE_TIMEOUT_S:g} s")
-
-    def _withhold(self, stream: int, increment: int) -> int:
-        """Add up the window that a stream gives back; the sum once it is worth a frame, else 0."""
-        if len(self._withheld) > 2 * MAX_INBOUND_STREAMS:
-            self._withheld = {known: held for known, held in self._withheld.items() if known in self.streams}
-        total = self._withheld.pop(stream, 0) + increment
-        if total >= WINDOW_UPDATE_BYTES:
-            return total
-        self._withheld[stream] = total
-        return 0
-
-    def abandon(self) -> None:
-        """Close the connection soon, from code that can't wait."""
-        self._abandoned.set()
-
-    async def _measure_rtt_loop(self) -> None:
-        missed = 0
-        while missed < MAX_MISSED_PINGS and not self.event_shutting_down.is_set():
-            with trio.move_on_after(0 if missed else PING_INTERVAL_S):
-                await self._abandoned.wait()
-                break
-            self._ping_id = (self._ping_id + 1) % 2**32
-            self._ping_event = trio.Event()
-            self._ping_sent_time = trio.current_time()
-            try:
-                await self._write_frame(struct.pack(YAMUX_HEADER_FORMAT, 0, TYPE_PING, FLAG_SYN, 0, self._ping_id))
-            except LIBRARY_FAILURES:
-                break
-            with trio.move_on_after(PING_TIMEOUT_S) as timeout:
-                await self._ping_event.wait()
-            missed = missed + 1 if timeout.cancelled_caught else 0
-        if not self.event_shutting_down.is_set():
-            logger.info("connection to %s is given up: %s", self.peer_id, self._reason())
-            with shielded(CLEANUP_TIMEOUT_S):
-                await self._cleanup_on_error()
-
-    def _reason(self) -> str:
-        if self.exceeded_window:
-            return "it sent more than its window"
-        return "it takes no data" if self._abandoned.is_set() else "it doesn't answer pings"
-
-
-class _Upgrader(TransportUpgrader):
-    """Makes `RepairedYamux` connections: the library names its own class where the muxer is chosen."""
-
-    async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
-        try:
-            await self.muxer_multistream.select_transport(conn)
-        except (MultiselectError, MultiselectClientError) as error:
-            raise MuxerUpgradeFailure("the peer doesn't speak yamux") from error
-        return RepairedYamux(conn, peer_id, is_initiator=conn.is_initiator)
-
-
-class _NoAutoConnector(AutoConnector):
-    """Dials nobody: whom to dial is decided by the node, not by addresses that peers put into the peerstore [29]."""
-
-    async def maybe_connect(self) -> None:
-        return
-
-
-class RepairedSwarm(Swarm):
-    """Connections: dials at once [4, 5], gives inbound slots back [18], closes fast [15]."""
-
-    def _init_connection_management(self) -> None:
-        super()._init_connection_management()
-        self.auto_connector = _NoAutoConnector(self)
-
-    async def upgrade_inbound_raw_conn(self, raw_conn: IRawConnection, maddr: Multiaddr) -> IMuxedConn:
-        """Accept a connection, and hold the caller's slot exactly as long as the connection lives."""
-        connection = await super().upgrade_inbound_raw_conn(raw_conn, maddr)
-        assert isinstance(connection, RepairedYamux)
-        await connection.event_closed.wait()
-        raise SwarmException("connection closed")
-
-    async def dial(self, address: Multiaddr, peer: ID) -> None:
-        """Connect, or raise `SwarmException`. `dial_peer` would wait 250 ms and refuse for 60 s after a failure."""
-        await self._dial_addr_single_attempt(address, peer)
-
-    def live_connections(self, peer: ID) -> list[SwarmConn]:
-        """Usable connections to a peer, oldest first (after a simultaneous dial there are two)."""
-        return [
-            connection
-            for connection in self.get_connections(peer)
-            if isinstance(connection, SwarmConn)
-            and not connection.is_closed
-            and not connection.muxed_conn.is_closed
-            and isinstance(connection.muxed_conn, RepairedYamux)
-            and not connection.muxed_conn.event_shutting_down.is_set()
-        ]
-
-    async def close_all(self, connections: Sequence[INetConn], timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Close connections concurrently; what doesn't close in time is cut."""
-        with shielded(timeout_s) as scope:
-            async with trio.open_nursery() as nursery:
-                for connection in connections:
-                    nursery.start_soon(self._close_connection_async, connection)
-        if scope.cancelled_caught:
-            for connection in connections:
-                self.remove_conn(connection)  # type: ignore[arg-type]  # the library annotates too narrowly
-                muxed = connection.muxed_conn
-                if isinstance(muxed, RepairedYamux):
-                    muxed.event_closed.set()
-                    with shielded(CLOSE_TIMEOUT_S):
-                        await muxed.secured_conn.close()
-
-
 class _ShortLineCommunicator(MultiselectCommunicator):
     """Protocol negotiation with bounded lines [26]."""
 
@@ -538,84 +300,52 @@ class GuardedHost(BasicHost):
         await handler(stream)
 
 
-async def write_fully(stream: INetStream, data: bytes) -> None:
-    """Write all bytes, waiting for the reader up to `WINDOW_PATIENCE_S` without progress [7]. One writer at a time."""
-    muxed = getattr(stream, "muxed_stream", None)
-    assert isinstance(muxed, YamuxStream)
-    position = 0
-    while position < len(data):
-        deadline = trio.current_time() + WINDOW_PATIENCE_S
-        while muxed.send_window <= 0 and not muxed.send_closed and not muxed.closed:
-            if trio.current_time() > deadline:
-                raise StreamError(f"the peer read nothing for {WINDOW_PATIENCE_S:g} s")
-            await trio.sleep(WINDOW_POLL_S)
-        size = min(max(muxed.send_window, 1), len(data) - position)
-        await stream.write(data if size == len(data) else data[position : position + size])
-        position += size
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """What a host is made of.
 
-
-async def read_exactly(stream: INetStream, size: int) -> bytes:
-    """Read exactly `size` bytes, however small the pieces [6].
-
-    Raises:
-        StreamEOF: the stream ended before the first byte.
-        StreamError: the stream broke, or ended in the middle.
+    Attributes:
+        identity_seed: 32-byte Ed25519 seed of the node key.
+        max_connections: in all.
+        gate: which inbound connections are taken.
+        network_key: 64 hexadecimal digits that all nodes of a private network share; None for an open one.
     """
-    buffer = bytearray()
-    while len(buffer) < size:
-        try:
-            piece = await stream.read(min(size - len(buffer), READ_SIZE))
-        except StreamEOF as error:
-            if not buffer:
-                raise
-            raise StreamError(f"the stream ended after {len(buffer)} of {size} bytes") from error
-        if not piece:
-            raise StreamError(f"the stream ended after {len(buffer)} of {size} bytes")
-        buffer += piece
-    return bytes(buffer)
+
+    identity_seed: bytes
+    max_connections: int
+    gate: Gate
+    network_key: str | None = None
 
 
-async def reset_stream(stream: INetStream) -> None:
-    """Reset a stream, also while being cancelled; never raises for a broken one."""
-    with shielded(CLOSE_TIMEOUT_S):
-        try:
-            await stream.reset()
-        except LIBRARY_FAILURES as failure:
-            logger.debug("reset of a stream failed: %r", failure)
-
-
-def check_port_is_free(host: str, port: int) -> None:
-    """Raise `OSError` when another process listens there: the library binds with SO_REUSEPORT [25]."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind((host, port))
-
-
-def build_host(identity_seed: bytes, max_connections: int, complain: Complaint) -> GuardedHost:
+def build_host(settings: HostSettings, complain: Complaint) -> GuardedHost:
     """Make a host for TCP + Noise + yamux only; the library's default also offers plaintext."""
     silence_library()
-    key_pair = create_new_key_pair(identity_seed)
+    key_pair = create_new_key_pair(settings.identity_seed)
     peer = ID.from_pubkey(key_pair.public_key)
     peerstore = PeerStore()
     peerstore.add_key_pair(peer, key_pair)
     noise = NoiseTransport(key_pair, noise_privkey=create_new_noise_key_pair().private_key)
     limits = ConnectionConfig(
-        max_connections=max_connections,
+        max_connections=settings.max_connections,
         min_connections=0,  # both watermarks at 0: the library never dials by itself
         low_watermark=0,
-        high_watermark=max_connections,
+        high_watermark=settings.max_connections,
         max_connections_per_peer=4,
         inbound_upgrade_timeout=NEGOTIATION_TIMEOUT_S,
         outbound_upgrade_timeout=NEGOTIATION_TIMEOUT_S,
     )
+    upgrader = Upgrader(
+        {TProtocol(NOISE_PROTOCOL_ID): noise}, {TProtocol(YAMUX_PROTOCOL_ID): Yamux}, NEGOTIATION_TIMEOUT_S
+    )
+    upgrader.network_key = settings.network_key
     swarm = RepairedSwarm(
         peer,
         peerstore,
-        _Upgrader({TProtocol(NOISE_PROTOCOL_ID): noise}, {TProtocol(YAMUX_PROTOCOL_ID): Yamux}, NEGOTIATION_TIMEOUT_S),
+        upgrader,
         transports=[TCP()],
         retry_config=RetryConfig(max_retries=0),
         connection_config=limits,
     )
-    swarm._inbound_limiter.total_tokens = max_connections + MAX_HANDSHAKES
+    swarm.gate = settings.gate
+    swarm._inbound_limiter.total_tokens = settings.max_connections + MAX_HANDSHAKES
     return GuardedHost(swarm, complain)

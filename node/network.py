@@ -1,15 +1,14 @@
 """The node's view of the network: peers, gossip, pushes and requests. Bytes in, bytes out.
 
-Nothing here knows blocks or transactions, and nothing but this module and the four named below knows libp2p.
-Framing and sessions are in `streams`, serving in `inbound`, the library's faults in `libp2p_repairs` and
-`libp2p_gossip`.
+Nothing here knows blocks or transactions, and nothing but this module and those named below knows libp2p. Framing and
+sessions are in `streams`, serving in `inbound`, last words in `notices`, dialling again in `redialling`, the library's
+faults in `libp2p_repairs`, `libp2p_connections` and `libp2p_gossip`.
 """
 
 import logging
-import random
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import trio
@@ -17,6 +16,7 @@ from libp2p.abc import INetConn, INetStream, INetwork, INotifee
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.exceptions import StreamFailure
+from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.utils.address_validation import expand_wildcard_address
@@ -24,16 +24,17 @@ from multiaddr import Multiaddr
 
 from bflnode.consensus.rejection import Reason, Rejection
 
+from .addresses import parse_address
+from .bans import Ban, Bans
 from .inbound import MAX_GOSSIP_BYTES, VIOLATION_COST, Inbound, MessageHandlers
+from .libp2p_connections import Gate, check_port_is_free, shielded
 from .libp2p_gossip import RepairedGossipSub, RepairedPubsub
-from .libp2p_repairs import (
-    GuardedHost,
-    ServiceManager,
-    build_host,
-    check_port_is_free,
-    shielded,
-)
-from .scores import BAN_S, Scores
+from .libp2p_repairs import GuardedHost, HostSettings, ServiceManager, build_host
+from .node_clock import now_ms
+from .notices import Notices
+from .rate_limits import Rate, RateLimits
+from .redialling import Redialler
+from .scores import Scores
 from .streams import (
     MAX_ANSWER_BYTES,
     MAX_PUSH_BYTES,
@@ -43,6 +44,7 @@ from .streams import (
     RemoteRefusal,
     Traffic,
     TransportError,
+    UnsupportedProtocolError,
 )
 
 __all__ = [
@@ -56,7 +58,9 @@ __all__ = [
     "PeerId",
     "RemoteRefusal",
     "TransportError",
+    "UnsupportedProtocolError",
     "open_network",
+    "parse_address",
 ]
 
 logger = logging.getLogger(__name__)
@@ -66,16 +70,8 @@ DIAL_TIMEOUT_S = 10.0
 
 DISCONNECT_TIMEOUT_S = 1.0
 PUBLISH_TIMEOUT_S = 5.0
-REDIAL_FIRST_S = 0.2
-REDIAL_FACTOR = 2.0
-REDIAL_MAX_S = 5.0
-"""Back-off of a remembered peer. The cap is small: a dial of a dead port is cheap, a lost validator is not."""
-
-REDIAL_JITTER = 0.25
-"""Nodes that lost the same peer must not all dial it at the same moment."""
-
-STABLE_CONNECTION_S = 2.0
-"""A connection that lasted this long resets the back-off; a flapping peer keeps it."""
+LAST_WORDS_S = 15.0
+"""How long what a peer said when it refused us explains that it isn't connected."""
 
 MAX_CONNECTIONS_PER_PEER = 4
 """Two after a simultaneous dial; a few more while an old one dies."""
@@ -92,6 +88,11 @@ class NetworkConfig:
         pushes: protocol ids of one-way framed messages.
         requests: protocol ids of request and answer.
         max_peers: connected peers beyond which inbound ones are refused, unless they are remembered.
+        reserved_peers: connections taken beyond that, for whom the node may still want; it decides when it has greeted
+            them.
+        max_connections_per_address: inbound ones of one IP address.
+        network_key: 64 hexadecimal digits that all nodes of a private network share; None for an open one.
+        rates: what a peer may send of each protocol, and of `streams.GOSSIP`.
     """
 
     identity_seed: bytes
@@ -100,6 +101,10 @@ class NetworkConfig:
     pushes: tuple[str, ...]
     requests: tuple[str, ...]
     max_peers: int = 64
+    reserved_peers: int = 0
+    max_connections_per_address: int = 64
+    network_key: str | None = None
+    rates: Mapping[str, Rate] = field(default_factory=dict)
 
 
 class NetworkHandlers(MessageHandlers, Protocol):
@@ -146,22 +151,37 @@ class _Watcher(INotifee):
 class Network:
     """A node's connections; made by `open_network`."""
 
-    def __init__(self, config: NetworkConfig, handlers: NetworkHandlers, nursery: trio.Nursery) -> None:
+    def __init__(self, config: NetworkConfig, handlers: NetworkHandlers, nursery: trio.Nursery, bans: Bans) -> None:
         self._config = config
         self._handlers = handlers
         self._nursery = nursery
+        self._bans = bans
+        self._gate = Gate(bans.__contains__, config.max_connections_per_address, trio.current_time)
         # Twice as many connections as peers: peers that dial each other at once have two.
-        self._host: GuardedHost = build_host(config.identity_seed, 2 * config.max_peers, self._complain)
+        connections = 2 * (config.max_peers + config.reserved_peers)
+        self._host: GuardedHost = build_host(
+            HostSettings(
+                identity_seed=config.identity_seed,
+                max_connections=connections,
+                gate=self._gate,
+                network_key=config.network_key,
+            ),
+            self._complain,
+        )
         self._swarm = self._host.swarm
         self._gossip = RepairedGossipSub()
         self._traffic = Traffic()
-        self._inbound = Inbound(handlers, self._traffic, self._charge)
-        self._pubsub = RepairedPubsub(self._host, self._gossip, config.topics, self._inbound.deliver_gossip)
+        limits = RateLimits(config.rates, trio.current_time)
+        self._inbound = Inbound(handlers, self._traffic, self._charge, limits)
+        self._pubsub = RepairedPubsub(
+            self._host, self._gossip, config.topics, self._inbound.deliver_gossip, self._inbound.admit_gossip
+        )
+        self._notices = Notices(self._host, self._was_refused)
         self._sessions: dict[PeerId, PeerSession] = {}
         self._last_sessions: dict[PeerId, PeerSession] = {}
-        self._remembered: dict[PeerId, dict[str, None]] = {}
-        self._redials: dict[PeerId, trio.CancelScope] = {}
+        self._redialler = Redialler(nursery, self.dial, self._sessions.get)
         self._dials: dict[PeerId, trio.Event] = {}
+        self._dialling: dict[PeerId, str] = {}
         self._scores = Scores(trio.current_time)
         self._is_closing = False
         self.peer_id = PeerId(self._host.get_id().to_base58())
@@ -192,13 +212,15 @@ class Network:
         address, peer = parse_address(multiaddr)
         if peer == self.peer_id:
             raise TransportError(f"{multiaddr} is this node itself")
-        if self._scores.is_banned(peer):
-            raise TransportError(f"{peer} is banned for misbehaviour; it is forgiven after {BAN_S:g} s")
+        ban = self._bans.get(peer)
+        if ban is not None:
+            raise TransportError(f"{peer} is banned here: {ban.reason}; `bflnode peers unban {peer}` ends it")
         while peer in self._dials and peer not in self._sessions:
             await self._dials[peer].wait()
         if peer in self._sessions:
             return peer
         done = self._dials[peer] = trio.Event()
+        self._dialling[peer] = multiaddr
         try:
             with trio.fail_after(DIAL_TIMEOUT_S):
                 await self._swarm.dial(address, ID.from_base58(peer))
@@ -210,38 +232,90 @@ class Network:
         finally:
             done.set()
             self._dials.pop(peer, None)
+            self._dialling.pop(peer, None)
         if peer not in self._sessions:
-            raise TransportError(f"{multiaddr} closed the connection at once: it may be full or have banned this node")
+            raise TransportError(
+                f"{multiaddr} closed the connection at once: {self.last_words(peer) or 'no reason given'}"
+            )
         return peer
 
-    async def disconnect(self, peer: PeerId) -> None:
-        """Close all connections to a peer. A remembered peer is dialled again."""
-        await self._swarm.close_all(self._swarm.get_connections(ID.from_base58(peer)), DISCONNECT_TIMEOUT_S)
-        self._end_session(peer)
+    async def disconnect(self, peer: PeerId, reason: str | None = None) -> None:
+        """End the session with a peer, tell it why, and close its connections. A remembered one is dialled again.
 
-    def remember(self, multiaddr: str) -> PeerId:
-        """Keep a connection to a peer: dial it, and dial it again for ever with back-off whenever it is gone.
+        The caller may be a handler of that session, which is cancelled with it: closing goes on without it.
+        """
+        connections = list(self._swarm.get_connections(ID.from_base58(peer)))
+        closed = trio.Event()
+        self._nursery.start_soon(self._close, connections, reason, closed)
+        self._end_session(peer)
+        await closed.wait()
+
+    async def _close(self, connections: list[INetConn], reason: str | None, closed: trio.Event) -> None:
+        if reason is not None and connections and isinstance(connections[-1], SwarmConn):
+            await self._notices.tell(connections[-1], reason)
+        await self._swarm.close_all(connections, DISCONNECT_TIMEOUT_S)
+        closed.set()
+
+    def last_words(self, peer: PeerId) -> str | None:
+        """What a peer said when it refused or ended a connection of late: for people, it may be anything."""
+        notice = self._notices.last(peer)
+        if notice is None or trio.current_time() - notice.at_s > LAST_WORDS_S:
+            return None
+        return notice.reason
+
+    def remember(self, multiaddr: str, *, for_ever: bool = True) -> PeerId:
+        """Keep a connection to a peer: dial it, and dial it again with back-off whenever it is gone.
 
         Several addresses of one peer are tried in turn.
+
+        Args:
+            multiaddr: full address.
+            for_ever: else a peer that stays away for a quarter of an hour is forgotten.
 
         Raises:
             TransportError: the address is malformed.
         """
         _, peer = parse_address(multiaddr)
-        if peer == self.peer_id:
-            return peer
-        self._remembered.setdefault(peer, {})[multiaddr] = None
-        if peer not in self._redials:
-            self._redials[peer] = trio.CancelScope()
-            self._nursery.start_soon(self._keep_connected, peer, self._redials[peer])
+        if peer != self.peer_id:
+            self._redialler.remember(peer, multiaddr, for_ever=for_ever)
         return peer
+
+    def remembered(self) -> tuple[PeerId, ...]:
+        """Peers that are dialled again when they are gone."""
+        return self._redialler.peers()
 
     def forget(self, peer: PeerId) -> None:
         """Stop dialling a peer; an open connection stays."""
-        self._remembered.pop(peer, None)
-        scope = self._redials.pop(peer, None)
-        if scope is not None:
-            scope.cancel()
+        self._redialler.forget(peer)
+
+    def remote_address(self, peer: PeerId) -> str | None:
+        """The IP address from which or to which a peer is connected."""
+        for connection in self._swarm.live_connections(ID.from_base58(peer)):
+            remote = connection.muxed_conn.get_remote_address()
+            if remote is not None:
+                return str(remote[0])
+        return None
+
+    def dialled_address(self, peer: PeerId) -> str | None:
+        """The address at which this node has reached a connected peer; None where the peer came by itself."""
+        session = self._sessions.get(peer)
+        return session.dialled if session is not None else None
+
+    def banned(self) -> tuple[Ban, ...]:
+        """Bans that hold now."""
+        return self._bans.all()
+
+    async def ban(self, target: str, *, duration_ms: int | None = None, reason: str = "") -> Ban:
+        """Ban a peer or an IP address, and end its connections."""
+        ban = self._bans.ban(target, duration_ms=duration_ms, reason=reason)
+        for peer in self.peers():
+            if target in (peer, self.remote_address(peer)):
+                await self.disconnect(peer, f"banned by its operator: {reason}" if reason else "banned by its operator")
+        return ban
+
+    def unban(self, target: str) -> bool:
+        """End a ban; False where there is none."""
+        return self._bans.unban(target)
 
     async def publish(self, topic: str, data: bytes) -> None:
         """Gossip a message to all peers of a topic. Best effort: what is sent to an empty mesh goes nowhere.
@@ -327,9 +401,12 @@ class Network:
             "messages_out": dict(traffic.messages_out),
             "refused": dict(traffic.refused),
             "dropped": dict(traffic.dropped),
+            "throttled": dict(traffic.throttled),
+            "turned_away": dict(self._gate.refused),
+            "connections": len(self._swarm.get_connections()),
             "mesh": {topic: len(self._gossip.mesh.get(topic, ())) for topic in self._config.topics},
             "scores": self._scores.scores(),
-            "banned": self._scores.banned(),
+            "banned": [ban.target for ban in self._bans.all()],
         }
 
     async def _start(self, stack: AsyncExitStack) -> None:
@@ -338,7 +415,7 @@ class Network:
             self._nursery.start_soon(manager.run)
             await manager.wait_started()
             stack.push_async_callback(manager.stop)
-        stack.push_async_callback(self._close)
+        stack.push_async_callback(self._leave)
         for text in self._config.listen:
             await self._listen(text)
         bound = [address for listener in self._swarm.listeners.values() for address in listener.get_addrs()]
@@ -363,7 +440,7 @@ class Network:
         if not await self._swarm.listen(address):
             raise TransportError(f"can't listen on {text}: another program took the port just now")
 
-    async def _close(self) -> None:
+    async def _leave(self) -> None:
         self._is_closing = True
         self._swarm._closing = True
         with shielded(DISCONNECT_TIMEOUT_S):
@@ -378,24 +455,38 @@ class Network:
         refusal = self._refusal(peer)
         if refusal is not None:
             logger.info("connection of %s refused: %s", peer, refusal)
-            self._nursery.start_soon(self._swarm.close_all, [connection])
+            self._nursery.start_soon(self._refuse, connection, refusal)
             return
         if peer in self._sessions:
             return
         session = PeerSession(peer, self._config.pushes, self._stream_opener(peer), self._traffic)
+        session.dialled = self._dialling.get(peer)
         previous = self._last_sessions.get(peer)
         self._sessions[peer] = self._last_sessions[peer] = session
         self._nursery.start_soon(self._run_session, session, previous)
 
     def _refusal(self, peer: PeerId) -> str | None:
-        if self._scores.is_banned(peer):
-            return "it is banned"
+        ban = self._bans.get(peer)
+        if ban is not None:
+            left_s = (ban.until_ms - now_ms()) // 1000
+            return f"banned for {left_s} more seconds: {ban.reason}"
         if len(self._swarm.live_connections(ID.from_base58(peer))) > MAX_CONNECTIONS_PER_PEER:
             return f"it has {MAX_CONNECTIONS_PER_PEER} connections already"
-        is_known = peer in self._sessions or peer in self._remembered
-        if len(self._sessions) >= self._config.max_peers and not is_known:
-            return f"there are {self._config.max_peers} peers already"
+        is_known = peer in self._sessions or peer in self._redialler
+        if len(self._sessions) >= self._config.max_peers + self._config.reserved_peers and not is_known:
+            return f"full: there are {self._config.max_peers} peers already"
         return None
+
+    async def _refuse(self, connection: INetConn, reason: str) -> None:
+        """Close a connection that is not wanted; a peer that has others knows why."""
+        peer = PeerId(connection.muxed_conn.peer_id.to_base58())
+        if peer not in self._sessions and isinstance(connection, SwarmConn):
+            await self._notices.tell(connection, reason)
+        await self._swarm.close_all([connection])
+
+    def _was_refused(self, peer: PeerId, reason: str) -> None:
+        logger.info("%s ends the connection: %s", peer, reason)
+        self._end_session(peer)
 
     def _connection_closed(self, connection: INetConn) -> None:
         peer_id = connection.muxed_conn.peer_id
@@ -432,24 +523,6 @@ class Network:
         except Exception:
             logger.exception("a connection handler failed for %s", peer)
 
-    async def _keep_connected(self, peer: PeerId, scope: trio.CancelScope) -> None:
-        with scope:
-            delay_s = REDIAL_FIRST_S
-            for address in _in_turn(self._remembered[peer]):
-                session = self._sessions.get(peer)
-                if session is None:
-                    try:
-                        await self.dial(address)
-                        session = self._sessions.get(peer)
-                    except TransportError as error:
-                        logger.debug("redial: %s", error)
-                if session is not None:
-                    await session.finished.wait()
-                    if trio.current_time() - session.started_at > STABLE_CONNECTION_S:
-                        delay_s = REDIAL_FIRST_S
-                await trio.sleep(delay_s * random.uniform(1 - REDIAL_JITTER, 1 + REDIAL_JITTER))
-                delay_s = min(REDIAL_MAX_S, delay_s * REDIAL_FACTOR)
-
     def _stream_opener(self, peer: PeerId) -> Callable[[str], Any]:
         peer_id = ID.from_base58(peer)
 
@@ -459,7 +532,9 @@ class Network:
                 raise TransportError(f"{peer} is not connected")
             try:
                 return await self._host.open_stream(connections[-1], [TProtocol(protocol)])
-            except (SwarmException, StreamFailure) as error:
+            except StreamFailure as error:
+                raise UnsupportedProtocolError(str(error)) from error
+            except SwarmException as error:
                 raise TransportError(str(error)) from error
 
         return open_stream
@@ -472,14 +547,22 @@ class Network:
             return
         self._traffic.refused[reason.value] += 1
         logger.debug("%s is charged %.1f for %s", peer, cost, why)
-        if self._scores.charge(peer, cost) and not self._is_closing:
-            logger.warning("%s is banned for %g s: %s", peer, BAN_S, why)
-            self._nursery.start_soon(self.disconnect, peer)
+        if peer not in self._bans and self._scores.charge(peer, cost) and not self._is_closing:
+            ban = self._bans.punish(peer, why)
+            logger.warning("%s is banned for %d s: %s", peer, (ban.until_ms - now_ms()) // 1000, why)
+            self._nursery.start_soon(self.disconnect, peer, f"banned: {why}")
 
 
 @asynccontextmanager
-async def open_network(config: NetworkConfig, handlers: NetworkHandlers) -> AsyncIterator[Network]:
+async def open_network(
+    config: NetworkConfig, handlers: NetworkHandlers, bans: Bans | None = None
+) -> AsyncIterator[Network]:
     """Join the network for the time of the context; leaving closes everything in less than a second.
+
+    Args:
+        config: what to join with.
+        handlers: what to do with what comes.
+        bans: who is banned; nobody when not given.
 
     Raises:
         TransportError: an address to listen on is malformed or taken.
@@ -488,7 +571,7 @@ async def open_network(config: NetworkConfig, handlers: NetworkHandlers) -> Asyn
         raise ValueError(f"identity seed has {len(config.identity_seed)} bytes, not 32")
     with _unwrapped_errors():
         async with trio.open_nursery() as nursery:
-            network = Network(config, handlers, nursery)
+            network = Network(config, handlers, nursery, Bans(now_ms) if bans is None else bans)
             async with AsyncExitStack() as stack:
                 await network._start(stack)
                 yield network
@@ -509,28 +592,9 @@ def _unwrapped_errors() -> Iterator[None]:
         raise error from None
 
 
-def parse_address(multiaddr: str) -> tuple[Multiaddr, PeerId]:
-    """Split a full multiaddr into the address and the peer's id.
-
-    Raises:
-        TransportError: it is malformed or has no peer id.
-    """
-    try:
-        address = Multiaddr(multiaddr)
-        peer = PeerId(ID.from_base58(str(address.value_for_protocol("p2p"))).to_base58())
-    except (ValueError, LookupError, BaseLibp2pError) as error:
-        raise TransportError(f"{multiaddr!r} is not a full address like /ip4/127.0.0.1/tcp/4001/p2p/12D3…") from error
-    return address, peer
-
-
 def _check_size(data: bytes, limit_bytes: int, what: str) -> None:
     if len(data) > limit_bytes:
         raise ValueError(f"{what} of {len(data)} bytes exceeds {limit_bytes}")
-
-
-def _in_turn(addresses: dict[str, None]) -> Iterable[str]:
-    while True:
-        yield from tuple(addresses)
 
 
 def _root_cause(error: BaseException) -> str:

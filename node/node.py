@@ -7,7 +7,6 @@ network --pushes--> agreement driver --blocks--> chain --changed--> participant 
 """
 
 import contextlib
-import ipaddress
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,17 +16,21 @@ import trio
 
 from bflnode.consensus.agreement import MAX_STATUS_BYTES, Status, Step
 from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote
+from bflnode.consensus.ledger import verify_commit
 from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.staking import Standing, standing
 from bflnode.consensus.tables import current_validators
 from bflnode.consensus.transaction import Evidence
+from bflnode.consensus.types import BlockId
 from bflnode.storage.blob_store import BlobStore, Quota
 from bflnode.storage.home_lock import HomeLock
 from bflnode.storage.signer_wal import SignerWal
 from bflnode.storage.snapshot_store import SnapshotStore
 
 from .accusations import Accusations
+from .addresses import host_part
 from .agreement_driver import AgreementDriver, FinalBlockReceived, MessageReceived, Outlets, StatusReceived
+from .bans import Bans
 from .chain import Chain
 from .configuration import Configuration, shard_path
 from .controls import Controls
@@ -36,8 +39,10 @@ from .exchange import Exchange
 from .home import Home, HomeError
 from .inspection_validators import advice
 from .journal import Journal
+from .local_discovery import announce_locally
 from .mempool import Mempool
 from .messages import (
+    ABOUT,
     BLOCKS,
     CHUNKS,
     HELLO,
@@ -46,9 +51,11 @@ from .messages import (
     MAX_GOSSIP_BYTES,
     MAX_PUSH_BYTES,
     MAX_VERSION_LENGTH,
+    PEERS,
     PENDING,
     PROPOSALS,
     PUSHES,
+    RATES,
     REQUESTS,
     SNAPSHOTS,
     STATUS,
@@ -59,9 +66,10 @@ from .messages import (
     transactions_topic,
 )
 from .network import Network, NetworkConfig, PeerId, TransportError, open_network
+from .network_key import load_network_key
 from .node_clock import now_ms
 from .participant import Participant
-from .peers import Peers
+from .peers import RESERVED_FOR_VALIDATORS, OwnSide, Peers, make_peers
 from .pruning import Pruner
 from .recovery import distrust_new_log, open_chain
 from .snapshots import Snapshots, serve_light_chain
@@ -117,6 +125,7 @@ class Node:
             trio.current_time,
         )
         self._is_ready = trio.Event()
+        self._last_gossiped: BlockId | None = None
         self._finals, self._finals_to_publish = trio.open_memory_channel[bytes](MAX_FINALS)
         self.network: Network
         self.peers: Peers
@@ -140,12 +149,24 @@ class Node:
             pushes=PUSHES,
             requests=REQUESTS,
             max_peers=p2p.max_peers,
+            reserved_peers=RESERVED_FOR_VALIDATORS,
+            max_connections_per_address=p2p.max_connections_per_address,
+            network_key=load_network_key(self.home, self.configuration),
+            rates=RATES,
         )
-        self.network = await stack.enter_async_context(open_network(config, self))
+        self.network = await stack.enter_async_context(open_network(config, self, Bans(now_ms, self.home.bans_file)))
         self.trainer = await stack.enter_async_context(
             open_trainer(self.home.run, worker_starter(self.configuration.training.threads))
         )
-        self.peers = Peers(self.network, self.key, genesis.chain_id, self.version, lambda: self.chain.height)
+        own = OwnSide(
+            key=self.key,
+            genesis=genesis,
+            version=self.version,
+            height=lambda: self.chain.height,
+            is_validator=lambda account: account in current_validators(self.chain.tree),
+            max_peers=p2p.max_peers,
+        )
+        self.peers = make_peers(self.network, own, self.home, self.configuration)
         if p2p.external_host:
             port_and_identity = self.network.addresses[0].split("/tcp/")[1]
             self.peers.advertised = (f"{host_part(p2p.external_host)}/tcp/{port_and_identity}",)
@@ -209,6 +230,10 @@ class Node:
             nursery.start_soon(self.peers.run)
             nursery.start_soon(self.snapshots.run)
             nursery.start_soon(self._publish_blocks)
+            if self.configuration.p2p.mdns:
+                nursery.start_soon(
+                    announce_locally, self.network, self.chain.genesis.chain_id, self.peers.discovery.suggest
+                )
             nursery.start_soon(self.pruner.run, self.chain)
 
     def _keep(self, address: str) -> None:
@@ -257,15 +282,18 @@ class Node:
 
     # What the network calls
 
-    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> None:  # noqa: ARG002 - the network's interface
-        """Take gossip: waiting transactions, or a final block."""
+    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> bool:  # noqa: ARG002 - the network's interface
+        """Take gossip: waiting transactions, or a final block. Only what this node has checked is passed on."""
         if not self._is_ready.is_set():
-            return
+            return False
         if topic == transactions_topic(self.chain.genesis.chain_id):
-            self.relay.receive(data)
-        else:
-            final = FinalBlock.from_bytes(data, max_bytes=MAX_PUSH_BYTES)
-            self.agreement.deliver(FinalBlockReceived(final, trio.Event()))
+            return self.relay.receive(data)
+        final = FinalBlock.from_bytes(data, max_bytes=MAX_PUSH_BYTES)
+        if final.block.height != self.chain.height + 1 or final.block.id == self._last_gossiped:
+            return False  # old, or ahead of what this node can check: peers ask for what they lack
+        check_commit(self.chain, final)
+        self._last_gossiped = final.block.id
+        return self.agreement.deliver(FinalBlockReceived(final, trio.Event()))
 
     def on_push(self, protocol: str, sender: PeerId, data: bytes) -> None:
         """Take a pushed message of a greeted peer."""
@@ -290,6 +318,8 @@ class Node:
         await self._is_ready.wait()
         if protocol == HELLO:
             return self.peers.answer(sender, data)
+        if protocol == ABOUT:
+            return self.peers.answer_about(sender, data)
         if self.peers.get(sender) is None:
             raise Rejection(Reason.NOT_GREETED, protocol=protocol)
         if protocol == BLOCKS:
@@ -298,6 +328,8 @@ class Node:
             return await trio.to_thread.run_sync(self.snapshots.serve, data)
         if protocol == LIGHT_CHAINS:
             return await trio.to_thread.run_sync(serve_light_chain, self.chain.store, data)
+        if protocol == PEERS:
+            return self.peers.answer_peers()
         if protocol == PENDING:
             return self.relay.pending()
         if protocol == MANIFESTS:
@@ -335,12 +367,16 @@ class Node:
             await self.network.publish(blocks_topic(self.chain.genesis.chain_id), data)
 
 
-def host_part(host: str) -> str:
-    """The start of a multiaddr for an IP address or a name."""
-    try:
-        return f"/ip{ipaddress.ip_address(host).version}/{host}"
-    except ValueError:
-        return f"/dns/{host}"
+def check_commit(chain: Chain, final: FinalBlock) -> None:
+    """Check that more than two thirds of the stake have signed a gossiped block of the next height.
+
+    Raises:
+        Rejection: they haven't.
+    """
+    block, commit = final.block, final.commit
+    if (commit.height, commit.block_id) != (block.height, block.id):
+        raise Rejection(Reason.WRONG_COMMIT, commit=commit.block_id, block=block.id)
+    verify_commit(chain.genesis.chain_id, current_validators(chain.tree), commit)
 
 
 @asynccontextmanager

@@ -34,16 +34,19 @@ from bflnode.storage.errors import CorruptStore, from_os_error
 from bflnode.storage.home_lock import HomeLock
 from bflnode.storage.snapshot_store import SnapshotStore
 
+from .bans import Bans
 from .configuration import Configuration
 from .exchange import Exchange
 from .home import Home, HomeError
 from .messages import (
+    ABOUT,
     HELLO,
     LIGHT_CHAINS,
     MAX_LIGHT_CHAIN_BYTES,
     MAX_OFFERS_BYTES,
     MAX_VERSION_LENGTH,
     PUSHES,
+    RATES,
     REQUESTS,
     SNAPSHOTS,
     LightChainRequest,
@@ -51,8 +54,9 @@ from .messages import (
     SnapshotsRequest,
 )
 from .network import Network, NetworkConfig, PeerId, TransportError, open_network
+from .network_key import load_network_key
 from .node_clock import now_ms
-from .peers import Peers
+from .peers import OwnSide, Peers, make_peers
 from .stored_chain import open_store
 
 _log = logging.getLogger(__name__)
@@ -193,10 +197,20 @@ async def find_state(home: Home, configuration: Configuration, store: SnapshotSt
         pushes=PUSHES,
         requests=REQUESTS,
         max_peers=p2p.max_peers,
+        network_key=load_network_key(home, configuration),
+        rates=RATES,
     )
-    async with open_network(config, search) as network, trio.open_nursery() as nursery:
+    async with open_network(config, search, Bans(now_ms, home.bans_file)) as network, trio.open_nursery() as nursery:
         software = version("bflnode")[:MAX_VERSION_LENGTH]
-        peers = Peers(network, home.load_account_key(), genesis.chain_id, software, lambda: 0)
+        own = OwnSide(
+            key=home.load_account_key(),
+            genesis=genesis,
+            version=software,
+            height=lambda: 0,
+            is_validator=lambda _account: False,
+            max_peers=p2p.max_peers,
+        )
+        peers = make_peers(network, own, home, configuration)
         peers.advertised = ()  # these connections end with the search: nobody need dial them again
         search.connect(network, peers)
         for address in (*p2p.persistent_peers, *configuration.sync.state_sync_peers):
@@ -373,8 +387,9 @@ class _Search:
 
     # What the network calls
 
-    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> None:
+    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> bool:  # noqa: ARG002 - the interface
         """Nothing is of use before there is a state."""
+        return False
 
     def on_push(self, protocol: str, sender: PeerId, data: bytes) -> None:
         """Nothing is of use before there is a state."""
@@ -384,6 +399,8 @@ class _Search:
         await self._is_ready.wait()
         if protocol == HELLO:
             return self._peers.answer(sender, data)
+        if protocol == ABOUT:
+            return self._peers.answer_about(sender, data)
         raise Rejection(Reason.UNSUPPORTED, fault="this node is fetching a state", protocol=protocol)
 
     async def on_connected(self, peer: PeerId) -> None:

@@ -8,7 +8,7 @@ status byte.
     request:   [length][payload]        -->
                [length][status][body]   <--
 
-Connections, scores and redialling are in `network`; the library's faults in `libp2p_repairs`.
+Connections, scores and redialling are in `network`; the library's faults in `libp2p_connections`.
 """
 
 import logging
@@ -25,12 +25,15 @@ from libp2p.network.stream.exceptions import StreamEOF
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.storage.failpoints import Operation, after, before
 
-from .libp2p_repairs import LIBRARY_FAILURES, read_exactly, reset_stream, write_fully
+from .libp2p_connections import LIBRARY_FAILURES, read_exactly, reset_stream, write_fully
 
 logger = logging.getLogger(__name__)
 
 PeerId = NewType("PeerId", str)
 """Base58 text of a libp2p peer id: the hash of a node's key, not of its account."""
+
+GOSSIP = "gossip"
+"""Name of all gossip of a peer together, for limits and counters."""
 
 LENGTH_BYTES = 4
 
@@ -67,6 +70,10 @@ class TransportError(Exception):
     """The network failed us: no connection, no answer in time, a stream that broke. The text names the cause."""
 
 
+class UnsupportedProtocolError(TransportError):
+    """The peer doesn't speak a protocol: another version of the software, or other software."""
+
+
 class RemoteRefusal(TransportError):
     """The peer understood a request and refused it.
 
@@ -97,6 +104,7 @@ class Traffic:
     bytes_out: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    throttled: Counter[str] = field(default_factory=Counter)
 
     def received(self, protocol: str, size_bytes: int) -> None:
         """Count an inbound message of a protocol or topic."""
@@ -209,10 +217,15 @@ class Outbox:
 
 
 class PeerSession:
-    """One connected peer, from its first connection to the end of its last: outboxes and idle request streams."""
+    """One connected peer, from its first connection to the end of its last: outboxes and idle request streams.
+
+    Attributes:
+        dialled: the address at which it was dialled; None where it came by itself.
+    """
 
     def __init__(self, peer: PeerId, pushes: tuple[str, ...], open_stream: OpenStream, traffic: Traffic) -> None:
         self.peer = peer
+        self.dialled: str | None = None
         self.ended = trio.Event()
         self.finished = trio.Event()
         self.started_at = trio.current_time()

@@ -29,6 +29,12 @@ BATCH_OVERHEAD_BYTES = 16
 LEADERS = 3
 """Leaders of this and the next rounds that get a transaction at once: one dead leader then costs no relay."""
 
+MAX_WORTHLESS = 8
+"""Worthless transactions looked at in one batch: a correct node sends one where a block has just made it so."""
+
+WORTHLESS = frozenset({Reason.UNKNOWN_ACCOUNT, Reason.INSUFFICIENT_FUNDS})
+"""What is wrong with a transaction that somebody signed but can't pay for: signing costs nothing, checking does."""
+
 STALE_S = 3.0
 """A transaction that waits this long missed its leader."""
 
@@ -69,19 +75,27 @@ class TransactionRelay:
             if self._mempool.add(transaction):
                 self._agreement.poke()
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes) -> bool:
         """Take a batch from a peer. A transaction that a block has overtaken is no fault of the peer.
 
+        Returns:
+            Whether some of them wait here now, so that the batch is worth passing on.
+
         Raises:
-            Rejection: malformed bytes, or a bad signature, which no correct node passes on.
+            Rejection: malformed bytes, a bad signature, or many worthless ones: no correct node passes those on.
         """
+        worthless = 0
+        is_worth_passing_on = False
         for transaction in Batch.from_bytes(data, max_bytes=MAX_PUSH_BYTES).transactions:
             try:
                 self.accept(transaction)
+                is_worth_passing_on = True
             except Rejection as rejection:
-                if rejection.reason is Reason.BAD_SIGNATURE:
+                worthless += rejection.reason in WORTHLESS
+                if rejection.reason is Reason.BAD_SIGNATURE or worthless >= MAX_WORTHLESS:
                     raise
                 _log.debug("refused %s of %s: %s", transaction.kind.name, transaction.sender.hex()[:12], rejection)
+        return is_worth_passing_on
 
     def pending(self) -> bytes:
         """What waits here, for a peer that asks: as much as fits in one message."""

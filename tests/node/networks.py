@@ -31,10 +31,11 @@ class Recorder:
         self.disconnected: list[PeerId] = []
         self._changed = trio.Event()
 
-    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> None:
+    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> bool:
         self._judge(data)
         self.gossip.append((topic, sender, data))
         self._change()
+        return True
 
     def on_push(self, protocol: str, sender: PeerId, data: bytes) -> None:
         self._judge(data)

@@ -17,6 +17,7 @@ from bflnode.node.messages import (
 )
 from bflnode.node.network import Network, NetworkConfig, PeerId, open_network
 from bflnode.node.node import Node
+from bflnode.node.node_clock import now_ms
 from tests.node.networks import PATIENCE_S, eventually
 
 
@@ -42,6 +43,7 @@ class Stranger:
             "version": "stranger",
             "account": key.account,
             "height": self.height,
+            "time_ms": now_ms(),
             "addresses": self.addresses,
             "signature": signature,
         }
@@ -57,7 +59,8 @@ class Stranger:
 
     # What the network calls
 
-    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> None: ...
+    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> bool:
+        return False
 
     def on_push(self, protocol: str, sender: PeerId, data: bytes) -> None: ...
 

@@ -9,7 +9,7 @@ from libp2p.network.stream.exceptions import StreamError
 from libp2p.peer.id import ID
 
 from bflnode.node import streams
-from bflnode.node.libp2p_repairs import MAX_INBOUND_STREAMS
+from bflnode.node.libp2p_connections import MAX_INBOUND_STREAMS
 from bflnode.node.network import TransportError, open_network
 from tests.node.networks import (
     ASK,

@@ -34,14 +34,8 @@ from libp2p.stream_muxer.yamux.yamux import TYPE_WINDOW_UPDATE, YAMUX_HEADER_FOR
 from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
-from bflnode.node.libp2p_repairs import (
-    GuardedHost,
-    RepairedYamux,
-    ServiceManager,
-    build_host,
-    read_exactly,
-    write_fully,
-)
+from bflnode.node.libp2p_connections import Gate, RepairedYamux, read_exactly, write_fully
+from bflnode.node.libp2p_repairs import GuardedHost, HostSettings, ServiceManager, build_host
 from bflnode.node.network import Network
 from tests.node.networks import TOPIC, eventually, pair
 
@@ -79,9 +73,14 @@ def library_host(**limits: Any) -> IHost:
     )
 
 
-def repaired_host(max_connections: int = 16) -> GuardedHost:
-    seed = generate_new_ed25519_identity().private_key.to_bytes()
-    return build_host(seed, max_connections, lambda peer, reason: None)
+def repaired_host(max_connections: int = 16, network_key: str | None = None) -> GuardedHost:
+    settings = HostSettings(
+        identity_seed=generate_new_ed25519_identity().private_key.to_bytes(),
+        max_connections=max_connections,
+        gate=Gate(lambda address: False, 64, trio.current_time),
+        network_key=network_key,
+    )
+    return build_host(settings, lambda peer, reason: None)
 
 
 @asynccontextmanager
@@ -422,7 +421,7 @@ class TestFrozenPeer:
 
     async def test_repaired_gives_it_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for name in ("PING_INTERVAL_S", "PING_TIMEOUT_S"):
-            monkeypatch.setattr(f"bflnode.node.libp2p_repairs.{name}", 0.2)
+            monkeypatch.setattr(f"bflnode.node.libp2p_connections.{name}", 0.2)
         async with connected(repaired_host(), server := library_host()) as hosts:
             for connection in server.get_network().connections[hosts.client.get_id()]:
                 connection.muxed_conn._nursery.cancel_scope.cancel()
@@ -431,7 +430,7 @@ class TestFrozenPeer:
             assert trio.current_time() - started < 2.0
 
     async def test_a_peer_that_answers_pings_is_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("bflnode.node.libp2p_repairs.PING_INTERVAL_S", 0.05)
+        monkeypatch.setattr("bflnode.node.libp2p_connections.PING_INTERVAL_S", 0.05)
         async with connected(repaired_host(), library_host()) as hosts:
             connection = hosts.client.get_network().connections[hosts.server.get_id()][0].muxed_conn
             assert isinstance(connection, RepairedYamux)

@@ -471,6 +471,9 @@ async def test_statistics_count_messages_and_bytes() -> None:
         statistics = second.statistics()
     assert statistics == {
         "peers": 1,
+        "connections": 1,
+        "throttled": {},
+        "turned_away": {},
         "bytes_in": 13,
         "bytes_out": 6,
         "messages_in": {TOPIC: 1, PUSH: 1, ASK: 1},

@@ -9,9 +9,11 @@ import trio
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.types import Signature
 from bflnode.node import peers as limits
+from bflnode.node.address_book import MAX_PER_SOURCE
 from bflnode.node.messages import HELLO, Hello, hello_payload
 from bflnode.node.network import RemoteRefusal
 from bflnode.node.node import Node
+from bflnode.node.peer_identity import peer_id_text
 from tests.node.networks import eventually
 from tests.node.nodes import going, opened, small_network
 from tests.node.strangers import Stranger, stranger_of
@@ -102,14 +104,17 @@ async def test_a_peer_that_a_hello_names_is_dialled_and_greeted(tmp_path: Path) 
 async def test_a_flood_of_addresses_is_bounded_and_nobody_unknown_is_dialled_for_ever(tmp_path: Path) -> None:
     homes = small_network(tmp_path).homes[:1]
     async with opened(homes, p2p={"persistent_peers": ()}) as [node], stranger_of(node) as liar:
-        for batch in range(limits.MAX_CANDIDATES // 32 + 3):
-            liar.addresses = tuple(f"/ip4/127.0.0.1/tcp/{32 * batch + port + 1}/p2p/{SOMEBODY}" for port in range(32))
+        for batch in range(12):
+            liar.addresses = tuple(
+                f"/ip4/127.{batch}.{port}.1/tcp/1/p2p/{peer_id_text(bytes([batch, port]) * 16)}" for port in range(32)
+            )
             await liar.ask(HELLO, liar.hello())
-        assert len(node.peers._waiting) == limits.MAX_CANDIDATES
-        assert set(node.network._remembered) <= {liar.network.peer_id}
+        discovery = node.peers.discovery
+        assert discovery.waiting == len(discovery.book) == MAX_PER_SOURCE
+        assert set(node.network.remembered()) <= {liar.network.peer_id}
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.peers.run)
-            await eventually(lambda: len(node.peers._waiting) < limits.MAX_CANDIDATES)
+            await eventually(lambda: discovery.waiting < MAX_PER_SOURCE)
             nursery.cancel_scope.cancel()
 
 
@@ -126,7 +131,7 @@ async def test_peers_that_are_dialled_again_are_bounded_and_configured_ones_stay
                 stranger.addresses = stranger.network.addresses
                 await stranger.ask(HELLO, stranger.hello())
                 seen.append(stranger.network.peer_id)
-        assert set(node.network._remembered) == {SOMEBODY, *seen[1:]}
+        assert set(node.network.remembered()) == {SOMEBODY, *seen[1:]}
 
 
 async def test_a_peer_that_left_is_forgotten(tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Scores and bans, with a clock that the test moves."""
+"""Scores, with a clock that the test moves."""
 
 import pytest
 
 from bflnode.node import scores
-from bflnode.node.scores import BAN_S, BAN_SCORE, Scores
+from bflnode.node.scores import BAN_SCORE, Scores
 from bflnode.node.streams import PeerId
 
 PEER = PeerId("peer")
@@ -23,15 +23,10 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_misdeeds_add_up_to_a_ban_that_passes(clock: Clock) -> None:
+def test_misdeeds_add_up_until_there_is_one_too_many(clock: Clock) -> None:
     record = Scores(clock)
     assert [record.charge(PEER, BAN_SCORE / 4) for _ in range(4)] == [False, False, False, True]
-    assert (record.is_banned(PEER), record.is_banned(OTHER)) == (True, False)
-    assert record.banned() == [PEER]
-    clock.now += BAN_S - 0.1
-    assert record.is_banned(PEER)
-    clock.now += 0.2
-    assert not record.is_banned(PEER)
+    assert (record.score(PEER), record.score(OTHER)) == (0.0, 0.0)
     assert record.scores() == {}
 
 
@@ -56,20 +51,9 @@ def test_one_misdeed_a_second_is_tolerated_for_ever_and_ten_a_second_are_not(clo
     assert 100 <= banned_after <= 115
 
 
-def test_a_banned_peer_is_not_banned_twice(clock: Clock) -> None:
-    record = Scores(clock)
-    assert record.charge(PEER, BAN_SCORE)
-    clock.now += BAN_S / 2
-    assert not record.charge(PEER, BAN_SCORE)
-    clock.now += BAN_S / 2 + 1
-    assert not record.is_banned(PEER)
-
-
 def test_memory_is_bounded_and_the_oldest_is_forgotten(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scores, "MAX_PEERS", 3)
     record = Scores(clock)
     for number in range(5):
         record.charge(PeerId(f"scored {number}"), 1.0)
-        record.charge(PeerId(f"banned {number}"), BAN_SCORE)
     assert list(record.scores()) == ["scored 2", "scored 3", "scored 4"]
-    assert record.banned() == ["banned 2", "banned 3", "banned 4"]

@@ -71,7 +71,8 @@ def _secrets(home: Home) -> Iterator[bytes]:
             yield data.strip()
             yield from TOKEN.findall(data)
     if home.configuration_file.is_file():
-        with suppress(tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError):  # then nobody has read secrets from it either
+        # Where it can't be read, nobody has read secrets from it either.
+        with suppress(tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError):
             yield from _named(tomllib.loads(home.configuration_file.read_text(encoding="utf-8")))
     named = {name: value for name, value in os.environ.items() if name.startswith(ENVIRONMENT_PREFIX)}
     yield from _named(named)

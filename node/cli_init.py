@@ -44,8 +44,11 @@ def init(home: "Home", as_json: bool, data: str | None, classes: str | None, **g
 
     Everything is checked first; the data must fit a task of the chain. Keys are made here and never leave this folder.
     """
+    from bflnode.storage import failpoints
+
     from .initialisation import NewHome, initialise
 
+    failpoints.arm()
     if data is not None and given["shard"] is not None:
         raise click.UsageError("give --shard or --data, not both.")
     if given["admission"] is not None and given["admission_key"] is not None:

@@ -80,7 +80,9 @@ def run(directory: Path, *, points: Sequence[str], seed: int, say: Callable[[str
     Raises:
         AssertionError: something was lost, contradicted or not in time.
     """
-    testnet = make_field(directory, seed)
+    testnet = make_field(
+        directory, seed, has_large_models=any(name.startswith(Operation.CHUNK_WRITE) for name in points)
+    )
     births = [name for name in points if name.rpartition(".")[0] in BIRTH]
     for name, home in zip(births, testnet.homes, strict=False):
         _wait_for_death(start_armed(home, name), name)

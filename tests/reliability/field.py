@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import tomli_w
 
 from bflnode.node import testnet as processes
@@ -32,6 +33,8 @@ VALIDATORS = 4
 
 ROUNDS = 10_000
 """Learning rounds of the task: more than any run settles."""
+
+LARGE_IMAGES = 1_000
 
 DEADLINE_S = 180.0
 """For anything a node should do; on a quiet machine all of it takes seconds."""
@@ -137,15 +140,33 @@ def start_armed(
         )
 
 
-def make_field(directory: Path, seed: int) -> Testnet:
-    """Make the homes of four validators and the witness; nothing runs yet."""
-    testnet, witness = add_node(
-        make_testnet(directory, TestnetOptions(validators=VALIDATORS, rounds=ROUNDS, seed=seed, control=False))
-    )
+def make_field(directory: Path, seed: int, *, has_large_models: bool = False) -> Testnet:
+    """Make the homes of four validators and the witness; nothing runs yet.
+
+    Args:
+        directory: a new folder.
+        seed: of data and model.
+        has_large_models: whether models have more than one chunk, so that they are fetched in pieces.
+    """
+    options = TestnetOptions(validators=VALIDATORS, rounds=ROUNDS, seed=seed, control=False)
+    if has_large_models:
+        images = directory.with_name(f"{directory.name}-images.npz")
+        _save_large_images(images, seed)
+        options = replace(options, dataset="npz", dataset_path=os.fspath(images), architecture="mlp/1x32x32/10")
+    testnet, witness = add_node(make_testnet(directory, options))
     configuration = load_configuration(witness).model_dump(mode="json", exclude_unset=True)
     configuration["training"] = {"enabled": False}
     witness.configuration_file.write_text(tomli_w.dumps(configuration), encoding="utf-8")
     return testnet
+
+
+def _save_large_images(path: Path, seed: int) -> None:
+    """Ten classes of noisy patterns of 32 x 32 pixels."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(LARGE_IMAGES) % 10
+    patterns = generator.random((10, 32, 32), dtype=np.float32)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, x=patterns[labels] + generator.random((LARGE_IMAGES, 32, 32), dtype=np.float32), y=labels)
 
 
 @contextmanager

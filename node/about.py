@@ -11,6 +11,7 @@ from bflnode.consensus.genesis import Genesis
 from bflnode.consensus.hashing import tagged_hash
 
 from .messages import MAX_GENESIS_PARTS, About
+from .streams import printable
 
 DIGEST_BYTES = 8
 """Of a part of the genesis: enough to see a difference; what is agreed on is the chain id."""
@@ -42,14 +43,15 @@ def differing_parts(ours: About, theirs: About) -> tuple[str, ...]:
 
 def version_fault(ours: About, theirs: About) -> str | None:
     """Why the two versions can't talk, and what to do; None where they can."""
+    their_version = printable(theirs.version)
     if theirs.protocol < ours.oldest_protocol:
         return (
-            f"it speaks protocol {theirs.protocol} (version {theirs.version}), this node needs at least "
+            f"it speaks protocol {theirs.protocol} (version {their_version}), this node needs at least "
             f"{ours.oldest_protocol}: update the other node"
         )
     if ours.protocol < theirs.oldest_protocol:
         return (
-            f"it needs at least protocol {theirs.oldest_protocol} (version {theirs.version}), this node speaks "
+            f"it needs at least protocol {theirs.oldest_protocol} (version {their_version}), this node speaks "
             f"{ours.protocol} (version {ours.version}): update this node"
         )
     return None

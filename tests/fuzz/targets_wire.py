@@ -28,8 +28,13 @@ from bflnode.consensus.state_proof import MAX_PROOF_BYTES, StateProof, prove, ve
 from bflnode.consensus.task import ProbeMode
 from bflnode.consensus.transaction import MAX_AGGREGATE_BYTES, Transaction
 from bflnode.fl.weights import InvalidWeights, Tensor, parse, read_table, serialize, table_of
+from bflnode.node.about import chain_fault, genesis_digests, version_fault
 from bflnode.node.messages import (
+    MAX_ABOUT_BYTES,
     MAX_PUSH_BYTES,
+    About,
+    AboutAnswer,
+    AboutRequest,
     Batch,
     BlocksRequest,
     ChunkRequest,
@@ -37,11 +42,12 @@ from bflnode.node.messages import (
     FinalBlocks,
     Hello,
     ManifestRequest,
+    PeerAddresses,
     hello_payload,
 )
 from bflnode.node.streams import MAX_REQUEST_BYTES, FrameStream, TransportError, framed
 from tests.consensus.harness import Harness
-from tests.fuzz.rule import Target
+from tests.fuzz.rule import Target, require_readable
 
 PEER = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN"
 CLIENTS = 5
@@ -94,7 +100,22 @@ def hellos() -> Sequence[Hello]:
     key, chain_id = chain().keys[0], chain().chain_id
     address = f"/ip4/127.0.0.1/tcp/26656/p2p/{PEER}"
     signature = key.sign("hello", chain_id, hello_payload(PEER, key.account))
-    return (Hello(chain_id, "1.0", key.account, 7, (address,) * 2, signature),)
+    return (Hello(chain_id, "1.0", key.account, 7, 1_700_000_000_000, (address,) * 2, signature),)
+
+
+def about(protocol: int) -> About:
+    """What a node says of itself to anybody."""
+    digests = genesis_digests(chain().genesis)
+    return About(protocol, protocol, "1.0", chain().chain_id, digests, 1_700_000_000_000, 7, 3, 64)
+
+
+def _about_answer(data: bytes) -> bytes:
+    """What another node says of itself, and what is told to the operator about the difference."""
+    answer = AboutAnswer.from_bytes(data, max_bytes=MAX_ABOUT_BYTES)
+    for fault in (version_fault(about(1), answer.about), chain_fault(about(1), answer.about)):
+        if fault is not None:
+            require_readable(fault)
+    return answer.to_bytes()
 
 
 def finals() -> Sequence[FinalBlock]:
@@ -237,6 +258,14 @@ def wire_targets() -> dict[str, Target]:
         "commit": of_record(Commit, (harness.last_commit, *commits()[-1:])),
         "status": of_record(Status, statuses(), MAX_STATUS_BYTES),
         "hello": of_record(Hello, hellos(), 16 * 1024),
+        "about": of_record(AboutRequest, (AboutRequest(about(1), harness.account(0)),), MAX_ABOUT_BYTES),
+        "about-answer": Target(
+            decode=_about_answer,
+            refusals=(Rejection,),
+            seeds=lambda: [AboutAnswer(about(version), True).to_bytes() for version in (1, 9)],
+            limit_bytes=MAX_ABOUT_BYTES,
+        ),
+        "peer-addresses": of_record(PeerAddresses, (PeerAddresses((f"/ip4/127.0.0.1/tcp/1/p2p/{PEER}",)),), 16 * 1024),
         "blocks-request": of_record(BlocksRequest, (BlocksRequest(1, 32),), 64),
         "manifest-request": of_record(ManifestRequest, (ManifestRequest(manifests()[0].id),), 256),
         "chunk-request": of_record(ChunkRequest, (ChunkRequest(manifests()[0].id, 3),), 256),

@@ -24,7 +24,7 @@ Promise.withResolvers ??= function () {
   return parts
 }
 
-const HELLO = '/bflnode/hello/1'
+const HELLO = '/bflnode/hello/2'
 const BLOCKS = '/bflnode/blocks/1'
 const MANIFESTS = '/bflnode/manifests/1'
 const CHUNKS = '/bflnode/chunks/1'
@@ -116,15 +116,16 @@ class Client {
 
   hello () {
     const payload = [this.host.peerId.toString(), this.key.account]
-    return encode([this.chain, 'javascript', this.key.account, 0, [], this.key.sign('hello', this.chain, payload)])
+    const signature = this.key.sign('hello', this.chain, payload)
+    return encode([this.chain, 'javascript', this.key.account, 0, Date.now(), [], signature])
   }
 
   /** Whose hello it is; throws where it isn't of our chain, or not signed for the identity that it came from. */
   welcome (data, peer) {
-    const [chain, version, account, height, addresses, signature] = decode(data)
+    const [chain, version, account, height, timeMs, addresses, signature] = decode(data)
     assert(same(chain, this.chain), 'a hello of another chain')
     assert(isSigned(account, 'hello', chain, [peer.toString(), account], signature), 'a hello with a bad signature')
-    return { version, account: hex(account), height, addresses }
+    return { version, account: hex(account), height, timeMs, addresses }
   }
 
   async #answerHellos (frames, connection) {

@@ -35,6 +35,7 @@ from bflnode.node.proofs import proof
 from bflnode.node.refusals import InspectionError, ParameterError
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
+from bflnode.storage.errors import MissingError
 from tests.consensus.harness import Harness, Setup
 from tests.node.stored_homes import ABSENT, COPIER, faulty_home, home_with, learning_home, learning_keys, store_chain
 
@@ -324,6 +325,25 @@ def test_step_over_a_complete_change_of_validators_is_not_believed(
 
     said = complaint(run("proof", "check", tmp_path / "direct.proof", "--genesis", home.genesis_file), 4)
     assert "not-trusted" in said
+
+
+def test_node_that_began_from_a_snapshot_proves_from_there_on(changing: tuple[Home, Harness], tmp_path: Path) -> None:
+    home, harness = changing
+    with ChainStore.open(home.chain) as store, store.freeze() as frozen:
+        base, arguments = frozen.header, (store.genesis, frozen.header, frozen.commit, frozen.entries())
+        later = ChainStore.create_from_snapshot(tmp_path / "later", *arguments)
+    with later:
+        sources = Sources(later, later.load_state(), BlobStore(home.blobs), Journal(home.rounds), harness.account(0))
+        inspector = Inspector(sources)
+        with pytest.raises(MissingError, match="Ask a node that keeps the whole chain"):
+            proof(inspector, kind="balance")
+        answer = proof(inspector, kind="balance", start=base.height)
+
+    body = decode_proof(bytes.fromhex(answer["proof"]))
+    found = check_proof(body, Trust(base.height, base.id), Clock(LATER_MS))
+    assert isinstance(found.proven, ProvenBalance)
+    assert found.proven.record is not None
+    assert (found.proven.record.balance, found.verified.steps) == (harness.balance(0), 0)
 
 
 # Consistency, RPC, lying nodes

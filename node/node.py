@@ -71,7 +71,7 @@ from .node_clock import now_ms
 from .participant import Participant
 from .peers import RESERVED_FOR_VALIDATORS, OwnSide, Peers, make_peers
 from .pruning import Pruner
-from .recovery import distrust_new_log, open_chain
+from .recovery import distrust_forgetful_log, open_chain
 from .snapshots import Snapshots, serve_light_chain
 from .synchroniser import Synchroniser, serve_blocks
 from .trainer import Trainer, open_trainer
@@ -118,7 +118,7 @@ class Node:
             self.blobs.quota = Quota(configuration.storage.blob_quota, self.pruner.make_room)
         self._wal = stack.enter_context(SignerWal(home.signer_wal, self.key, genesis.chain_id))
         votes_anyway = configuration.signing.new_log == "vote"
-        distrust_new_log(self._wal, self.chain, self.key.account, votes_anyway=votes_anyway)
+        distrust_forgetful_log(self._wal, self.chain, self.key.account, votes_anyway=votes_anyway)
         self.mempool = Mempool(
             lambda transaction: self.chain.check(transaction, now_ms()),
             lambda rejection: isinstance(rejection, Premature),

@@ -1,14 +1,15 @@
 """What a node does at its start about a home that lost something: a damaged chain, a signer's log that is gone.
 
 A damaged chain is moved aside, never repaired, and fetched from peers anew; the signer's log stays and keeps this key
-from voting on heights that it has voted on. A log that is gone has forgotten the votes on the next height, and on no
-other, since a node votes on no height before it has the block below.
+from voting on heights that it has voted on. A log that is gone has forgotten the votes on the next height; older ones
+don't matter, since a node votes on no height that it has the block of.
 """
 
 import logging
 from pathlib import Path
 
-from bflnode.consensus.tables import current_validators
+from bflnode.consensus.agreement import Step
+from bflnode.consensus.tables import current_validators, previous_validators
 from bflnode.consensus.types import AccountId
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.durable import sync_folder
@@ -86,11 +87,12 @@ def _move_aside(path: Path, damage: CorruptStore) -> Path:
     return aside
 
 
-def distrust_new_log(wal: SignerWal, chain: Chain, account: AccountId, *, votes_anyway: bool) -> None:
-    """Let a log that knows of no signature, on a chain that has blocks, not sign for the next height.
+def distrust_forgetful_log(wal: SignerWal, chain: Chain, account: AccountId, *, votes_anyway: bool) -> None:
+    """Let a signer's log that has forgotten something not sign for the next height, for which it may have signed too.
 
-    This key may have signed for it with a log that is gone. Where it is the only validator nobody else can go on, and
-    nobody else can be misled by two proposals of which one has become a block.
+    It has forgotten something if it knows of no signature although the chain has blocks, or if the last block's commit
+    has a later signature of this key: the log is new, or an old copy was put back. Where the key is the only
+    validator's nobody else can go on, so it signs.
 
     Args:
         wal: the signer's log.
@@ -102,12 +104,20 @@ def distrust_new_log(wal: SignerWal, chain: Chain, account: AccountId, *, votes_
         StorageError: the disk is at fault.
     """
     validators = current_validators(chain.tree).accounts
-    if not wal.is_new or chain.height == 0 or account not in validators or len(validators) == 1 or votes_anyway:
+    if chain.height == 0 or account not in validators or len(validators) == 1 or votes_anyway:
+        return
+    if not (wal.is_new or _lacks_last_precommit(wal, chain, account)):
         return
     _log.warning(
-        "the signer's log %s is empty although the chain has %d blocks: this node doesn't vote on height %d, "
-        "for which its key may have signed before. If all validators lost their logs, start them with "
-        "BFLNODE_SIGNING__NEW_LOG=vote",
-        *(wal.path, chain.height, chain.height + 1),
+        "the signer's log %s lacks signatures that this key gave or may have given: this node doesn't vote on height "
+        "%d. If all validators lost their logs, start them with BFLNODE_SIGNING__NEW_LOG=vote",
+        *(wal.path, chain.height + 1),
     )
     wal.abstain(chain.height + 1)
+
+
+def _lacks_last_precommit(wal: SignerWal, chain: Chain, account: AccountId) -> bool:
+    commit = chain.tip_commit
+    voters = previous_validators(chain.tree).accounts
+    has_signed = any(voters[signature.index] == account for signature in commit.signatures)
+    return has_signed and wal.mark < (commit.height, commit.round, Step.PRECOMMIT)

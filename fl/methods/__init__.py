@@ -1,0 +1,1 @@
+"""Methods of federated learning: one module each, behind the interface in `method`."""

@@ -1,0 +1,80 @@
+"""PAA and its controls: one model a cluster, where clusters come from prototypes, from labels, or from chance."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bflnode.fl.prototypes import CorrelationMatrix, correlation_matrix, prototypes
+from bflnode.fl.weights import serialize
+
+from .method import Gathered, Given, Method, MethodError, by_cluster
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clustered(Method):
+    """FedAvg within clusters.
+
+    Attributes:
+        clusters: how many; fewer where there are fewer clients.
+    """
+
+    clusters: int = 5
+
+    def __post_init__(self) -> None:
+        if self.clusters < 1:
+            raise MethodError(f"clusters is {self.clusters}: give at least 1")
+
+    def aggregate(self, gathered: Gathered) -> Given:
+        """FedAvg within each cluster; a client receives the model of its own."""
+        labels = self._labels(gathered)
+        return by_cluster(labels, gathered.combined(labels))
+
+    def _labels(self, gathered: Gathered) -> tuple[int, ...]:
+        matrix = self._similarity(gathered)
+        return tuple(gathered.cluster(matrix, min(self.clusters, len(gathered.sent))))
+
+    def _similarity(self, gathered: Gathered) -> CorrelationMatrix:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paa(_Clustered):
+    """Prototype-based aggregation (BFLN 2024, section 3.3): what the chain does under the rule of the same name.
+
+    Prototypes of one category (eq. 1), Pearson's correlation (eq. 2, 3), spectral clustering, FedAvg in each cluster.
+    """
+
+    name = "paa"
+    source = "BFLN 2024, section 3.3, eq. 1 to 3"
+
+    def _similarity(self, gathered: Gathered) -> CorrelationMatrix:
+        models = [serialize(sent.tensors) for sent in gathered.sent]
+        return correlation_matrix(prototypes(gathered.architecture, models, gathered.probe.inputs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelClusters(_Clustered):
+    """A control: the same, clustered by the true label histograms (their correlation) and not by what was learned."""
+
+    name = "label-clusters"
+    source = "control of BFLN 2024"
+
+    def _similarity(self, gathered: Gathered) -> CorrelationMatrix:
+        shares = np.array([sent.histogram for sent in gathered.sent], dtype=np.float64)
+        return correlation_matrix(shares / shares.sum(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomClusters(_Clustered):
+    """A control: clusters of nearly equal size, drawn once and kept, so that only the number of members differs."""
+
+    name = "random-clusters"
+    source = "control of BFLN 2024"
+    seed: int = 0
+
+    def _labels(self, gathered: Gathered) -> tuple[int, ...]:
+        drawn = [int(np.random.default_rng((self.seed, sent.client)).integers(2**62)) for sent in gathered.sent]
+        ranks = np.argsort(np.argsort(drawn, kind="stable"), kind="stable")
+        raw = [int(rank) % self.clusters for rank in ranks]
+        first = list(dict.fromkeys(raw))
+        return tuple(first.index(label) for label in raw)

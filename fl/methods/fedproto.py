@@ -72,7 +72,8 @@ class FedProto(Method):
                 return loss
             means, known = targets
             distances = (codes - means[labels]).square().mean(dim=1) * known[labels]
-            return loss + self.weight * distances.mean()
+            total: torch.Tensor = loss + self.weight * distances.mean()
+            return total
 
         losses = fit(classifier, local.shard.train, local.config, objective)
         tensors = get_tensors(classifier)
@@ -137,7 +138,8 @@ class FedHkd(Method):
             predicted = torch.softmax(module.decision(means) / self.temperature, dim=1)
             soft = (norms(predicted - soft_known[0]) * known).sum() / known.sum().clamp(min=1)
             near = (norms(codes - means[labels]) * known[labels]).mean()
-            return loss + self.soft_weight * soft + self.code_weight * near
+            total: torch.Tensor = loss + self.soft_weight * soft + self.code_weight * near
+            return total
 
         losses = fit(classifier, local.shard.train, local.config, objective)
         knowledge = own_hyper_knowledge(classifier, local.shard.train, self.temperature, self.least_share)

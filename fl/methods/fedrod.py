@@ -88,9 +88,9 @@ class FedRod(Method):
     def _model(self, local: Local) -> TwoHeads:
         """The personal head starts at zero: it predicts as the generic part does."""
         generic = local.classifier()
-        personal = nn.utils.skip_init(
-            nn.Linear, local.architecture.code_length, local.architecture.classes, device=generic.decision.weight.device
-        )
+        with torch.device("meta"):  # so that torch's generator isn't touched
+            meta = nn.Linear(local.architecture.code_length, local.architecture.classes)
+        personal = meta.to_empty(device=generic.decision.weight.device)
         own = stripped(PERSONAL, local.kept)
         with torch.no_grad():
             for name, parameter in personal.named_parameters():

@@ -83,8 +83,8 @@ class PriorRows(Method):
 
     def _rows(self, gathered: Gathered) -> dict[str, Tensor]:
         """The decision layer, row by row."""
-        layer = {
-            name: np.array(tensor) for name, tensor in gathered.sent[0].received.items() if name.startswith(DECISION)
+        layer: dict[str, Tensor] = {
+            name: tensor.copy() for name, tensor in gathered.sent[0].received.items() if name.startswith(DECISION)
         }
         for category in range(gathered.architecture.classes):
             holders = [sent for sent in gathered.sent if sent.histogram[category] > 0]

@@ -22,6 +22,7 @@ from bflnode.consensus.block import (
 )
 from bflnode.consensus.clustering import cluster, triangle_from_matrix
 from bflnode.consensus.duties import Duty, duties
+from bflnode.consensus.evidence import make_evidence
 from bflnode.consensus.genesis import Genesis, GenesisAccount, GenesisTask, Mode, Parameters, task_id
 from bflnode.consensus.keys import SecretKey, admission_payload
 from bflnode.consensus.leaders import current_leader
@@ -41,11 +42,13 @@ from bflnode.consensus.tables import (
     PARTICIPANTS,
     SETTLED,
     TASKS,
+    Stake,
     current_queue,
     current_round,
     current_validators,
     participant_key,
     settled_key,
+    stake_of,
 )
 from bflnode.consensus.task import (
     Deadlines,
@@ -64,6 +67,7 @@ from bflnode.consensus.transaction import (
     Attest,
     Available,
     Body,
+    Bond,
     Fault,
     Probe,
     ProbeOpening,
@@ -73,12 +77,14 @@ from bflnode.consensus.transaction import (
     TaskRegister,
     Transaction,
     Transfer,
+    Unbond,
+    Unjail,
     model_commitment,
     probe_commitment,
     sign_transaction,
 )
 from bflnode.consensus.transaction import Commit as CommitBody
-from bflnode.consensus.types import TOKEN, AccountId, BlobId, Hash
+from bflnode.consensus.types import TOKEN, AccountId, BlobId, BlockId, Hash
 from bflnode.consensus.workspace import BlockContext, Event
 
 START_MS = 1_700_000_000_000
@@ -210,6 +216,7 @@ class Harness:
         events: all events.
         labels: clusters that aggregators find where the number of clients fits; else two halves.
         registers: whether actors register (again) by themselves.
+        absent: validators that don't precommit.
     """
 
     def __init__(self, setup: Setup | None = None, **changes: Any) -> None:
@@ -223,6 +230,7 @@ class Harness:
         self.events: list[Event] = []
         self.labels: Sequence[int] | None = None
         self.registers = True
+        self.absent: frozenset[int] = frozenset()
 
     @property
     def chain_id(self) -> Hash:
@@ -366,9 +374,10 @@ class Harness:
         )
 
     def sign_commit(self, block: Block, voters: Iterable[int] | None = None) -> Commit:
-        """The commit of a block by some validators, by default all."""
-        chosen = self.validators if voters is None else voters
+        """The commit of a block by some validators, by default all but the absent."""
         validators = current_validators(self.tree)
+        voting = (actor for actor, key in enumerate(self.keys) if key.account in validators)
+        chosen = [actor for actor in voting if actor not in self.absent] if voters is None else voters
         entries = []
         for voter in chosen:
             index = validators.index_of(self.account(voter))
@@ -415,6 +424,35 @@ class Harness:
     def transfer(self, actor: int, to: AccountId, amount: int, **fields: int) -> Transaction:
         """A TRANSFER with the actor's next nonce."""
         return self.sign(actor, Transfer(to, amount), **{"nonce": self.nonce(actor), **fields})
+
+    def bond(self, actor: int, amount: int, **fields: int) -> Transaction:
+        """A BOND with the actor's next nonce."""
+        return self.sign(actor, Bond(amount), **{"nonce": self.nonce(actor), **fields})
+
+    def unbond(self, actor: int, amount: int, **fields: int) -> Transaction:
+        """An UNBOND with the actor's next nonce."""
+        return self.sign(actor, Unbond(amount), **{"nonce": self.nonce(actor), **fields})
+
+    def unjail(self, actor: int, **fields: int) -> Transaction:
+        """An UNJAIL with the actor's next nonce."""
+        return self.sign(actor, Unjail(), **{"nonce": self.nonce(actor), **fields})
+
+    def evidence(self, reporter: int | SecretKey, offender: int, height: int = 1, round_: int = 0) -> Transaction:
+        """An EVIDENCE of two precommits of an actor."""
+        votes = [
+            sign_vote(self.keys[offender], self.genesis.chain_id, VoteKind.PRECOMMIT, height, round_, BlockId(block))
+            for block in (bytes(32), bytes([1]) * 32)
+        ]
+        return self.sign(reporter, make_evidence(*votes))
+
+    def stake(self, actor: int) -> Stake:
+        """What an actor has at stake."""
+        return stake_of(self.tree, self.account(actor))
+
+    @property
+    def voting(self) -> tuple[int, ...]:
+        """The actors that vote on the next block."""
+        return tuple(self.actor(account) for account in current_validators(self.tree).accounts)
 
     def admit(self, key: SecretKey, admission: SecretKey = ADMISSION) -> Transaction:
         """An ADMIT of a key."""

@@ -1,7 +1,7 @@
-"""Random dropouts, silence, lateness, copies, quarrels and invalid transactions on a real chain.
+"""Random dropouts, silence, lateness, copies, quarrels, changes of stake and invalid transactions on a real chain.
 
 Whatever happens: the supply is constant (checked with every block), every block does the same when it is executed
-again, and a learning round that is only left alone ends.
+again, there is a validator, a tombstone is for ever, and a learning round that is only left alone ends.
 """
 
 from random import Random
@@ -13,10 +13,20 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from bflnode.consensus.duties import AttestTo, Duty, FetchAndVote, RevealModel, Train
 from bflnode.consensus.ledger import assert_supply, next_deadline_ms
-from bflnode.consensus.tables import ACCOUNTS, PARTICIPANTS, SETTLED, current_queue, current_round, current_validators
+from bflnode.consensus.staking import is_eligible
+from bflnode.consensus.tables import (
+    ACCOUNTS,
+    NEXT_RELEASE,
+    PARTICIPANTS,
+    SETTLED,
+    STAKES,
+    current_queue,
+    current_round,
+    current_validators,
+)
 from bflnode.consensus.task import MAX_ATTEMPTS, Exclusion, Phase, ProbeMode, TaskStatus
 from bflnode.consensus.transaction import Aggregate, Fault, Slot, Transaction
-from bflnode.consensus.types import TOKEN, BlobId
+from bflnode.consensus.types import TOKEN, AccountId, BlobId
 from tests.consensus.harness import OUTSIDER, Harness, blob
 
 ACTORS = 5
@@ -60,8 +70,16 @@ class LedgerMachine(RuleBasedStateMachine):
             clients_start=clients_start,
             clusters=clusters,
             rounds=4,
-            parameters={"max_step_ms": max_step_ms},
+            parameters={
+                "max_step_ms": max_step_ms,
+                "minimum_stake": 5,
+                "unbonding_ms": 5_000,
+                "jail_ms": 2_000,
+                "attendance_window": 10,
+                "missed_to_jail": 6,
+            },
         )
+        self.tombstoned: set[AccountId] = set()
         self.waiting: list[Transaction] = []
         self.past: list[Transaction] = []
         self.harness.offer(*(self.harness.register(actor) for actor in sorted(registered)))
@@ -163,6 +181,55 @@ class LedgerMachine(RuleBasedStateMachine):
             harness.admit(OUTSIDER),
             *(harness.transfer(sender, harness.account(to), amount, fee=fee) for sender, to, amount, fee in transfers),
         )
+
+    @rule(
+        changes=st.lists(
+            st.tuples(st.integers(0, ACTORS - 1), st.sampled_from(["bond", "unbond", "unjail"]), st.integers(1, 12)),
+            max_size=5,
+        ),
+        after_ms=st.sampled_from([100, 2_000, 5_000]),
+    )
+    def stakes_change(self, changes: list[tuple[int, str, int]], after_ms: int) -> None:
+        harness = self.harness
+        made = {
+            "bond": lambda actor, amount: harness.bond(actor, amount),
+            "unbond": lambda actor, amount: harness.unbond(actor, amount, fee=1),
+            "unjail": lambda actor, _: harness.unjail(actor),
+        }
+        harness.offer(*(made[what](actor, amount) for actor, what, amount in changes), after_ms=after_ms)
+
+    @rule(offenders=st.lists(st.integers(0, ACTORS - 1), min_size=1, max_size=2), height=st.integers(1, 3))
+    def somebody_signed_twice(self, offenders: list[int], height: int) -> None:
+        harness = self.harness
+        harness.offer(*(harness.evidence(OUTSIDER, offender, height) for offender in offenders))
+
+    @rule(absent=st.sets(st.integers(0, ACTORS - 1), max_size=2), blocks=st.integers(1, 8))
+    def some_do_not_vote(self, absent: set[int], blocks: int) -> None:
+        """Fewer than a third of the stake, or there would be no commit."""
+        harness = self.harness
+        for _ in range(blocks):
+            validators = current_validators(harness.tree)
+            gone = validators.weight_of(harness.account(actor) for actor in absent)
+            harness.absent = frozenset(absent) if validators.is_quorum(validators.total - gone) else frozenset()
+            harness.wait(100)
+        harness.absent = frozenset()
+
+    @invariant()
+    def stakes_agree_with_the_validators(self) -> None:
+        harness = self.harness
+        validators, parameters = current_validators(harness.tree), harness.genesis.parameters
+        stakes = {AccountId(key): stake for key, stake in STAKES.scan(harness.tree)}
+        assert len(validators) > 0
+        assert {entry.account: entry.stake for entry in validators.validators} == {
+            account: stake.bonded for account, stake in stakes.items() if is_eligible(stake, parameters)
+        }
+        tombstoned = {account for account, stake in stakes.items() if stake.is_tombstoned}
+        assert self.tombstoned <= tombstoned
+        self.tombstoned = tombstoned
+        due = NEXT_RELEASE.get(harness.tree)
+        releases = [entry.release_ms for stake in stakes.values() for entry in stake.unbonding]
+        assert (None if due is None else due.time_ms) == min(releases, default=None)
+        assert all(release_ms > harness.now_ms for release_ms in releases)
 
     @invariant()
     def records_agree_with_each_other(self) -> None:

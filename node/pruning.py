@@ -20,11 +20,9 @@ from dataclasses import dataclass
 
 import trio
 
-from bflnode.consensus.registration import newcomers_base
 from bflnode.consensus.state import StateReader
 from bflnode.consensus.tables import (
     MODELS,
-    PARTICIPANTS,
     SETTLED,
     all_tasks,
     current_round,
@@ -117,11 +115,10 @@ class Retention:
         return 0 if settled is None else settled.settled_header_ms
 
     def _needed(self) -> Iterator[BlobId]:
+        """What tasks start from, and what rounds that are kept name; bases and outputs are among the models seen too."""
         for task in self._tasks:
             specification = task.specification
             yield from (specification.initial_model, specification.probe_set, specification.validation_set)
-            yield newcomers_base(self._reader, task)
-            yield from (participant.base for _, participant in PARTICIPANTS.scan(self._reader, task.id))
             for number in range(self.kept_from[task.id.hex()], task.round + 1):
                 settled = SETTLED.get(self._reader, settled_key(task.id, number))
                 if settled is not None:

@@ -147,9 +147,9 @@ def sampled(game: Game, sampling: Sampling = DEFAULT_SAMPLING) -> Estimate:
     """Marginal contributions along sampled permutations.
 
     Each turn draws one permutation and walks all its rotations, so that every player stands at every place once, and
-    all of these backwards (antithetic sampling, Mitchell et al. 2022): for as many evaluations a half to a third of the
-    error of GTG-Shapley's permutations, in which only the first place is balanced (`benchmarks/shapley.py`). The
-    permutations of a turn advance together, so that each place is one batch.
+    all of these backwards (antithetic sampling, Mitchell et al. 2022). For as many evaluations that has less error than
+    GTG-Shapley's permutations, in which only the first place is balanced (`benchmarks/shapley.py`). The permutations of
+    a turn advance together, so that each place is one batch.
     """
     players = game.players
     game.know((0, game.everybody))

@@ -1,7 +1,8 @@
 """Taking a home's secrets out of text that leaves it: logs and settings in a bug report.
 
 What is secret: every file in `config/` but settings and genesis (keys, credentials), and every setting or environment
-variable whose name says so. They are looked for in each form that a program may write them in.
+variable whose name says so, with the content of the file where it names one. They are looked for in each form that a
+program may write them in.
 """
 
 import base64
@@ -10,12 +11,12 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from bflnode.consensus.keys import SecretKey, account_text
+from bflnode.consensus.keys import account_text
 
-from .home import Home
-from .peer_identity import peer_id_text
+from .home import Home, HomeError
 
 REMOVED = "[removed]"
 
@@ -27,6 +28,9 @@ SECRET_NAME = re.compile(r"secret|password|passphrase|token|psk|seed|private|cre
 
 TOKEN = re.compile(rb"[A-Za-z0-9+/=_\-]{16,}")
 """What may be a secret in a file of them: shorter ones could be guessed anyway, and would remove ordinary words."""
+
+MIN_LENGTH = 8
+"""Shorter ones aren't removed: they would take ordinary words along, and are no secrets."""
 
 MAX_SECRET_FILE_BYTES = 64 * 1024
 """Largest file in `config/` that is searched: a key has 65 bytes, a credential 300."""
@@ -66,10 +70,7 @@ def _secrets(home: Home) -> Iterator[bytes]:
     folder = home.configuration_file.parent
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         if path.is_file() and path not in (home.configuration_file, home.genesis_file):
-            with path.open("rb") as file:
-                data = file.read(MAX_SECRET_FILE_BYTES)
-            yield data.strip()
-            yield from TOKEN.findall(data)
+            yield from _content(path)
     if home.configuration_file.is_file():
         # Where it can't be read, nobody has read secrets from it either.
         with suppress(tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError):
@@ -83,19 +84,26 @@ def _named(settings: Mapping[str, Any]) -> Iterator[bytes]:
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _named(value)
-        elif isinstance(value, str) and len(value) >= 8 and SECRET_NAME.search(name):
+        elif isinstance(value, str) and SECRET_NAME.search(name):
             yield value.encode()
+            yield from _content(Path(value).expanduser())
+
+
+def _content(path: Path) -> Iterator[bytes]:
+    """What is in a file of secrets, as a whole and word by word; nothing where there is no such file."""
+    if path.is_file():
+        with path.open("rb") as file:
+            data = file.read(MAX_SECRET_FILE_BYTES)
+        yield data.strip()
+        yield from TOKEN.findall(data)
 
 
 def _public(home: Home) -> frozenset[bytes]:
-    """What stands in the files of secrets but is known to everybody: this node's account and peer id."""
+    """What stands in the files of secrets but is known to everybody: this node's account."""
     found: list[bytes] = []
-    with suppress(OSError, ValueError):
-        key = SecretKey.from_seed(bytes.fromhex(home.account_key_file.read_text(encoding="ascii").strip()))
-        found += [account_text(key.account).encode(), key.account.hex().encode(), key.account]
-    with suppress(OSError, ValueError):
-        seed = bytes.fromhex(home.peer_key_file.read_text(encoding="ascii").strip())
-        found.append(peer_id_text(seed).encode())
+    with suppress(HomeError):
+        account = home.load_account()
+        found += [account_text(account).encode(), account.hex().encode(), account]
     return frozenset(found)
 
 
@@ -109,4 +117,4 @@ def _forms(secret: bytes) -> Iterable[bytes]:
         encoded = (base64.b64encode(raw), base64.urlsafe_b64encode(raw))
         forms |= {raw, raw.hex().encode(), raw.hex().upper().encode(), *encoded}
         forms |= {text.rstrip(b"=") for text in encoded}
-    return {form for form in forms if len(form) >= 8}
+    return {form for form in forms if len(form) >= MIN_LENGTH}

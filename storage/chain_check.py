@@ -21,8 +21,8 @@ def check_links(store: ChainStore) -> Iterator[int]:
         StorageError: the disk is at fault.
     """
     parent = store.header(store.base).id if store.base else store.genesis.chain_id
-    for block in store.blocks(store.base + 1, store.tip().height + 1):
-        height = block.height
+    for height in range(store.base + 1, store.tip().height + 1):
+        block = store.block(height)
         indexed = store.block_by_id(block.id)
         faults = (
             ("header", store.header(height) == block.header),

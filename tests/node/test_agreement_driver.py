@@ -9,16 +9,32 @@ import pytest
 import trio
 
 from bflnode.consensus.agreement import Status, Step
-from bflnode.consensus.block import NIL, Commit, ProposalMessage, VoteKind, sign_proposal, sign_vote
+from bflnode.consensus.block import (
+    NIL,
+    Commit,
+    CommitSignature,
+    ProposalMessage,
+    Vote,
+    VoteKind,
+    sign_proposal,
+    sign_vote,
+)
+from bflnode.consensus.evidence import make_evidence
 from bflnode.consensus.leaders import current_leader
+from bflnode.consensus.ledger import build_block
+from bflnode.consensus.tables import current_attendance
+from bflnode.consensus.types import BlockId
+from bflnode.consensus.workspace import BlockContext
 from bflnode.node import agreement_driver as limits
 from bflnode.node.agreement_driver import FinalBlockReceived, MessageReceived, StatusReceived
 from bflnode.node.messages import PROPOSALS, STATUS, VOTES, FinalBlock
 from bflnode.node.network import PeerId
-from tests.node.drivers import Site, genesis_of, key_of, sites
+from bflnode.node.node_clock import now_ms
+from tests.node.drivers import PARAMETERS, Site, Wires, genesis_of, key_of, sites
 from tests.node.networks import eventually
 
 STRANGER = PeerId("stranger")
+TOLERANCE_MS = PARAMETERS.clock_tolerance_ms
 
 
 @pytest.fixture(autouse=True)
@@ -262,3 +278,166 @@ async def test_one_late_node_asks_a_few_peers_and_not_all(tmp_path: Path) -> Non
         asked = [sent[1] for sent in wires.carried if sent[2] == STATUS]
         assert len(asked) == limits.BUSY_STATUS_PEERS == len(set(asked))
         assert PROPOSALS not in {sent[2] for sent in wires.carried} or leader_of(site) == site.key.account
+
+
+# Evidence and late precommits
+
+
+async def decided_by_three(wires: Wires, made: list[Site]) -> Site:
+    """A block that one site's votes came too late for; that site."""
+    slow = not_leading(made)
+    wires.is_lost = lambda sender, _, protocol: sender == slow.id and protocol == VOTES
+    transaction = next(site for site in made if site is not slow).transfer()
+    for site in made:
+        site.submit(transaction)
+    for site in made:
+        await site.until_included(transaction)
+        await eventually(lambda site=site: site.driver.machine.height == 2)
+    wires.is_lost = lambda *_: False
+    return slow
+
+
+async def next_block(made: list[Site]) -> None:
+    transaction = made[0].transfer(2)
+    for site in made:
+        site.submit(transaction)
+    for site in made:
+        await site.until_included(transaction)
+
+
+def precommit_of(site: Site) -> Vote:
+    """What it signed for the first block."""
+    votes = (record for record in site.wal.records(1) if isinstance(record, Vote))
+    return next(vote for vote in votes if vote.kind is VoteKind.PRECOMMIT and vote.block_id != NIL)
+
+
+async def test_a_precommit_after_the_decision_is_in_the_next_block(tmp_path: Path) -> None:
+    """Late precommits must count: else slow validators look absent."""
+    async with sites(tmp_path, genesis_of(4), 4) as (wires, made):
+        slow = await decided_by_three(wires, made)
+        others = [site for site in made if site is not slow]
+        assert all(len(site.chain.tip_commit.signatures) == 3 for site in others)
+        for site in others:
+            site.driver.deliver(MessageReceived(precommit_of(slow), slow.id))
+            await eventually(lambda site=site: len(site.chain.tip_commit.signatures) == 4)
+        await next_block(made)
+        assert len(made[0].chain.store.block(2).last_commit.signatures) == 4
+        assert [member.count for member in current_attendance(made[0].chain.tree).members] == [0] * 4
+        assert not any(site.punished or site.accused for site in made)
+
+
+async def test_who_is_not_heard_of_is_absent(tmp_path: Path) -> None:
+    async with sites(tmp_path, genesis_of(4), 4) as (wires, made):
+        slow = await decided_by_three(wires, made)
+        wires.is_lost = lambda sender, *_: sender == slow.id
+        await next_block([site for site in made if site is not slow])
+        found = {member.account: member.count for member in current_attendance(made[0].chain.tree).members}
+        assert found == {site.key.account: int(site is slow) for site in made}
+
+
+async def test_a_late_precommit_of_a_stranger_is_punished(tmp_path: Path) -> None:
+    async with sites(tmp_path, genesis_of(4), 4) as (wires, made):
+        await decided_by_three(wires, made)
+        tip, chain_id = made[0].chain.tip_commit, made[0].chain.genesis.chain_id
+        stranger = sign_vote(key_of(50), chain_id, VoteKind.PRECOMMIT, 1, tip.round, tip.block_id)
+        forged = replace(precommit_of(made[1]), block_id=NIL)
+        for message in (stranger, forged):
+            made[0].driver.deliver(MessageReceived(message, STRANGER))
+        await eventually(lambda: len(made[0].punished) == 2)
+        reasons = [reason.split(": ")[2] for reason in made[0].punished]
+        assert reasons == ["unknown-validator", "bad-signature"]
+
+
+async def test_two_votes_for_one_slot_are_evidence_during_the_height(tmp_path: Path) -> None:
+    genesis = genesis_of(4)
+    async with sites(tmp_path, genesis, 1) as (_, [site]):
+        liar = key_of(1)
+        votes = [
+            sign_vote(liar, genesis.chain_id, VoteKind.PREVOTE, 1, 0, BlockId(bytes([number]) * 32))
+            for number in range(3)
+        ]
+        for vote in (*votes, *votes):
+            site.driver.deliver(MessageReceived(vote, STRANGER))
+        await settle_inbox(site)
+        assert site.accused == [make_evidence(votes[0], votes[1])]
+        assert site.punished == [], "who passes it on is not to blame"
+
+
+async def test_a_late_precommit_for_something_else_is_evidence(tmp_path: Path) -> None:
+    async with sites(tmp_path, genesis_of(4), 4) as (wires, made):
+        slow = await decided_by_three(wires, made)
+        honest = next(site for site in made if site is not slow)
+        commit = honest.chain.tip_commit
+        liar = next(site for site in made if site not in (slow, honest))
+        lie = sign_vote(liar.key, liar.chain.genesis.chain_id, VoteKind.PRECOMMIT, 1, commit.round, NIL)
+        honest.driver.deliver(MessageReceived(lie, STRANGER))
+        await eventually(lambda: bool(honest.accused))
+        assert honest.accused == [make_evidence(lie, precommit_of(liar))]
+        assert honest.chain.tip_commit == commit
+
+
+async def test_what_the_commit_in_the_next_block_contradicts_is_evidence(tmp_path: Path) -> None:
+    """An equivocator that tells everybody something else is found out by what the proposer was told."""
+    async with sites(tmp_path, genesis_of(4), 4) as (wires, made):
+        slow = await decided_by_three(wires, made)
+        leaders = {leader_of(slow, round_) for round_ in range(2)}
+        lied_to = next(site for site in made if site is not slow and site.key.account not in leaders)
+        lie = sign_vote(slow.key, slow.chain.genesis.chain_id, VoteKind.PRECOMMIT, 1, slow.chain.tip_commit.round, NIL)
+        lied_to.driver.deliver(MessageReceived(lie, slow.id))
+        for site in made:
+            if site not in (slow, lied_to):
+                site.driver.deliver(MessageReceived(precommit_of(slow), slow.id))
+                await eventually(lambda site=site: len(site.chain.tip_commit.signatures) == 4)
+        await next_block(made)
+        assert lied_to.accused == [make_evidence(lie, precommit_of(slow))]
+
+
+# Header time
+
+
+async def prevotes(site: Site, height: int, time_ms: int) -> bool:
+    """Whether a site prevotes the block when the leader proposes one of this time."""
+    leader = next(key_of(number) for number in range(4) if key_of(number).account == leader_of(site))
+    genesis = site.chain.genesis
+    context = BlockContext(height, 0, time_ms, leader.account)
+    block, _ = build_block(
+        genesis, site.chain.tree, site.chain.tip_header, context, last_commit=site.chain.tip_commit, candidates=()
+    )
+    proposal = sign_proposal(leader, genesis.chain_id, height=height, round_=0, valid_round=-1, block_id=block.id)
+    site.driver.deliver(MessageReceived(ProposalMessage(proposal, block, ()), STRANGER))
+    await settle_inbox(site)
+    [vote] = (record for record in site.wal.records(height) if isinstance(record, Vote))
+    assert vote.block_id in (block.id, NIL)
+    return vote.block_id == block.id
+
+
+@pytest.mark.parametrize("direction", [-1, 1])
+async def test_a_first_proposal_beyond_the_tolerance_gets_a_nil_prevote(tmp_path: Path, direction: int) -> None:
+    """a validator prevotes nil for a first proposal whose time is further from its own clock than the tolerance."""
+    genesis = replace(genesis_of(4), time_ms=now_ms() - 10 * TOLERANCE_MS)
+    for slack_ms in (-5_000, 5_000):
+        folder = tmp_path / str(slack_ms)
+        folder.mkdir()
+        async with sites(folder, genesis, 4, run=False) as (_, made), trio.open_nursery() as nursery:
+            site = not_leading(made)
+            nursery.start_soon(site.driver.run)
+            time_ms = now_ms() + direction * (TOLERANCE_MS + slack_ms)
+            assert await prevotes(site, 1, time_ms) is (slack_ms < 0)
+            nursery.cancel_scope.cancel()
+
+
+async def test_hostile_leaders_one_after_the_other_do_not_run_ahead_of_the_clock(tmp_path: Path) -> None:
+    """A deadline comes early by the tolerance at most, however many blocks in a row they lead."""
+    genesis = genesis_of(4)
+    async with sites(tmp_path, genesis, 4, run=False) as (_, made), trio.open_nursery() as nursery:
+        site = not_leading(made)
+        leader = next(other for other in made if other.key.account == leader_of(site))
+        ahead = leader.chain.build(leader.key.account, round_=0, time_ms=now_ms() + TOLERANCE_MS, candidates=())
+        keys = sorted((other.key for other in made), key=lambda key: key.account)
+        votes = (sign_vote(key, genesis.chain_id, VoteKind.PRECOMMIT, 1, 0, ahead.id) for key in keys)
+        signatures = tuple(CommitSignature(index, vote.signature) for index, vote in enumerate(votes))
+        nursery.start_soon(site.driver.run)
+        await site.driver.adopt(FinalBlock(ahead, Commit(1, 0, ahead.id, signatures)))
+        assert site.chain.tip_time_ms == ahead.header.time_ms, "what the others agreed on is followed by any clock"
+        assert not await prevotes(site, 2, site.chain.tip_time_ms + 5_000)
+        nursery.cancel_scope.cancel()

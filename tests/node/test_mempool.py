@@ -4,10 +4,12 @@ from collections.abc import Iterable
 
 import pytest
 
+from bflnode.consensus.block import VoteKind, sign_vote
+from bflnode.consensus.evidence import make_evidence
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.transaction import Aggregate, Slot, Transaction, Transfer, sign_transaction
-from bflnode.consensus.types import BlobId, ChainId, Hash
+from bflnode.consensus.types import BlobId, BlockId, ChainId, Hash
 from bflnode.node import mempool as limits
 from bflnode.node.mempool import Mempool
 
@@ -152,3 +154,18 @@ def test_what_waits_too_long_is_gossiped_once_and_not_before_it_is_valid() -> No
     assert world.pool.stale(1.0) == ()
     world.settle([first])
     assert world.pool.stale(1.0) == (second,)
+
+
+def test_one_evidence_against_an_account_is_enough() -> None:
+    """Anybody could sign the same evidence with many keys."""
+    world = World()
+    votes = (sign_vote(KEY, CHAIN, VoteKind.PREVOTE, 1, 0, BlockId(bytes([number]) * 32)) for number in (1, 2))
+    evidence = make_evidence(*votes)
+    first, second = (sign_transaction(SecretKey.from_seed(bytes([seed]) * 32), CHAIN, evidence) for seed in (5, 6))
+    assert world.pool.add(first)
+    with pytest.raises(Rejection) as caught:
+        world.pool.add(second)
+    assert caught.value.reason is Reason.DUPLICATE
+    world.settle([first])
+    world.nonce = 0
+    assert world.pool.add(second), "its place is free again"

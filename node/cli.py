@@ -11,6 +11,7 @@ from .cli_chain import block, chain, clusters, learning_round, learning_rounds, 
 from .cli_completion import completion
 from .cli_debug import debug
 from .cli_init import init
+from .cli_keys import keys_protect, keys_unprotect
 from .cli_models import model
 from .cli_node import health, journal, peers, start, status, stop
 from .cli_options import Root, examples
@@ -50,6 +51,8 @@ for _command in (
 
 for _command in (chain_check, chain_export, chain_import, chain_prune, chain_rollback):
     chain.add_command(_command)
+for _command in (keys_protect, keys_unprotect):
+    keys.add_command(_command)
 for _command in (model_pin, model_unpin):
     model.add_command(_command)
 

@@ -40,7 +40,7 @@ def _identity(home: "Home") -> dict[str, Any]:
 
     home.require()
     return {
-        "account": account_text(home.load_account_key().account),
+        "account": account_text(home.load_account()),
         "node_id": peer_id_text(home.load_peer_seed()),
         "account_key_file": str(home.account_key_file),
         "peer_key_file": str(home.peer_key_file),
@@ -89,7 +89,7 @@ def keys_accept(file: Path, home: "Home") -> None:
     from .admission import check_credential, write_credential
 
     home.require()
-    account = home.load_account_key().account
+    account = home.load_account()
     credential = check_credential(file, home.load_genesis(), account)
     write_credential(home, account, credential)
     click.echo(f"{home.admission_file} is in place: (re)start the node to join")

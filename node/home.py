@@ -2,7 +2,7 @@
 
 HOME/config/config.toml        settings (see `configuration`)
 HOME/config/genesis.json       the chain
-HOME/config/account.key        the account's Ed25519 seed, hexadecimal, mode 0600
+HOME/config/account.key        the account's Ed25519 seed, hexadecimal or under a passphrase, mode 0600
 HOME/config/peer.key           the libp2p identity's seed, hexadecimal, mode 0600
 HOME/config/admission.json     a credential that opens the account, where there is one
 HOME/config/network.key        the key of a private network, where there is one, mode 0600
@@ -26,6 +26,7 @@ import json
 import os
 import secrets
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -33,6 +34,8 @@ from bflnode.consensus.genesis import Genesis, GenesisError, parse_genesis
 from bflnode.consensus.keys import SecretKey, parse_account
 from bflnode.consensus.types import AccountId, Signature
 from bflnode.storage.durable import write_durably
+
+from .protected_key import ProtectedKey, ProtectedKeyError, is_protected, known_passphrase
 
 KEY_MODE = 0o600
 """Key files are for their owner only."""
@@ -174,8 +177,20 @@ class Home:
         """
         return read_genesis(self.genesis_file)
 
+    def load_account(self) -> AccountId:
+        """Read which account this home has; needs no passphrase.
+
+        Raises:
+            HomeError: the key file can't be used.
+        """
+        return read_account(self.account_key_file)
+
     def load_account_key(self) -> SecretKey:
-        """Read the account's key."""
+        """Read the account's key; asks for its passphrase where it has one.
+
+        Raises:
+            HomeError: the key file can't be used, or the passphrase is wrong or missing.
+        """
         return SecretKey.from_seed(read_seed(self.account_key_file))
 
     def load_peer_seed(self) -> bytes:
@@ -191,7 +206,7 @@ class Home:
         if not self.admission_file.exists():
             return None
         account, credential = read_credential(self.admission_file)
-        if account != self.load_account_key().account:
+        if account != self.load_account():
             raise HomeError(f"{self.admission_file} admits another account than this home's: ask for one of your own")
         return credential
 
@@ -266,25 +281,78 @@ def write_seed(path: Path, seed: bytes) -> None:
     write_durably(path, f"{seed.hex()}\n".encode("ascii"), mode=KEY_MODE)
 
 
-def read_seed(path: Path) -> bytes:
-    """Read 32 secret bytes from a key file.
+def replace_key_file(path: Path, text: str) -> None:
+    """Write a key file anew, readable by its owner only: after a crash there is the old one or the new one.
 
     Raises:
-        HomeError: unreadable, readable by others, or not 64 hexadecimal digits.
+        HomeError: it can't be written.
+    """
+    try:
+        write_durably(path, text.encode("ascii"), mode=KEY_MODE)
+    except OSError as error:
+        raise HomeError(f"cannot write the key {path}: {error.strerror}; it is as it was") from error
+
+
+def read_seed(path: Path) -> bytes:
+    """Read 32 secret bytes from a key file; asks for its passphrase where it has one.
+
+    Raises:
+        HomeError: unreadable, readable by others, not 64 hexadecimal digits, or under another passphrase.
+    """
+    text = read_key_file(path)
+    return _unlocked(path, text) if is_protected(text) else _plain_seed(path, text)
+
+
+def read_account(path: Path) -> AccountId:
+    """Read whose key a file holds; a protected one says it without its passphrase.
+
+    Raises:
+        HomeError: unreadable, readable by others, or not a key.
+    """
+    text = read_key_file(path)
+    if not is_protected(text):
+        return SecretKey.from_seed(_plain_seed(path, text)).account
+    try:
+        return ProtectedKey.from_text(text).account
+    except ProtectedKeyError as error:
+        raise HomeError(f"the key {path} {error}") from error
+
+
+def read_key_file(path: Path) -> str:
+    """Read the text of a key file that nobody else can read.
+
+    Raises:
+        HomeError: unreadable, readable by others, or no text.
     """
     try:
         mode = path.stat().st_mode & 0o777
-        text = path.read_text(encoding="ascii").strip()
-        seed = bytes.fromhex(text)
+        text = path.read_text(encoding="ascii")
     except OSError as error:
         raise HomeError(f"cannot read the key {path}: {error.strerror}") from error
     except ValueError as error:
         raise HomeError(f"the key {path} is not 64 hexadecimal digits: restore it from a backup") from error
     if mode & 0o077:
         raise HomeError(f"the key {path} can be read by others (mode {mode:o}): run `chmod 600 {path}`")
+    return text
+
+
+def _plain_seed(path: Path, text: str) -> bytes:
+    try:
+        seed = bytes.fromhex(text.strip())
+    except ValueError as error:
+        raise HomeError(f"the key {path} is not 64 hexadecimal digits: restore it from a backup") from error
     if len(seed) != 32:
         raise HomeError(f"the key {path} has {len(seed)} bytes instead of 32: restore it from a backup")
     return seed
+
+
+@cache
+def _unlocked(path: Path, text: str) -> bytes:
+    """The seed in a protected file; asked for once in a process, which keeps its key in memory anyway."""
+    try:
+        return ProtectedKey.from_text(text).open(known_passphrase(path))
+    except ProtectedKeyError as error:
+        raise HomeError(f"the key {path} {error}") from error
 
 
 def read_secret_key(path: Path) -> SecretKey:

@@ -143,7 +143,7 @@ class HomeReader:
         self._home = home
         self._store = stack.enter_context(open_store(home))
         self._blobs = BlobStore(home.blobs)
-        account = home.load_account_key().account
+        account = home.load_account()
         sources = Sources(self._store, self._store.load_state(), self._blobs, Journal(home.rounds), account)
         self._inspector: Inspector = Inspector(sources)
 

@@ -196,7 +196,7 @@ def make_report(testnet: Testnet) -> Report:
 
 def _open(home: Home, stack: ExitStack) -> _Node:
     stack.enter_context(HomeLock(home.require().root))
-    account = home.load_account_key().account
+    account = home.load_account()
     store = stack.enter_context(open_store(home))
     return _Node(home.root.name, account, store, BlobStore(home.blobs), Journal(home.rounds))
 

@@ -244,7 +244,7 @@ def add_node(testnet: Testnet) -> tuple[Testnet, Home]:
         ports = _ports(0, 2)
         addresses = [peer_address(other, load_configuration(other).p2p.port) for other in testnet.homes]
         _fill_home(directory, home, addresses, (ports[0], ports[1]), testnet.options)
-        account = home.load_account_key().account
+        account = home.load_account()
         credential = sign_credential(directory / "admission.key", home.load_genesis(), account)
         write_credential(home, account, credential)
         spare[0].rename(home.shard)
@@ -310,7 +310,7 @@ def _make_genesis(
 ) -> Genesis:
     write_seed(directory / "admission.key", secrets.token_bytes(32))
     admission = read_secret_key(directory / "admission.key").account
-    accounts = sorted(home.load_account_key().account for home in homes)
+    accounts = sorted(home.load_account() for home in homes)
     initial_model = blobs.put(data.architecture.initial_weights(options.seed))
     probe_set = _put_samples(blobs, data.held.probe)
     validation_set = _put_samples(blobs, data.held.validation)

@@ -26,11 +26,12 @@ from bflnode.fl.samples import DatasetError, LabelledData, Shard, load_shard, nu
 from bflnode.node import worker_protocol
 from bflnode.node.calls import INSPECTIONS, bind
 from bflnode.node.configuration import load_configuration
-from bflnode.node.home import HomeError, make_home, read_credential, read_genesis, read_secret_key
+from bflnode.node.home import HomeError, make_home, read_account, read_credential, read_genesis, read_secret_key
 from bflnode.node.inspection import Inspector, Sources
 from bflnode.node.journal import Journal
 from bflnode.node.network import TransportError, parse_address
 from bflnode.node.process_messages import FrameReader, ProcessMessageError
+from bflnode.node.protected_key import ProtectedKey
 from bflnode.node.refusals import ParameterError
 from bflnode.node.rpc import answer_request, browser_fault, encoded
 from bflnode.node.rpc_methods import UnknownMethodError
@@ -43,6 +44,7 @@ from tests.fuzz.targets_wire import PEER, chain, proposals
 from tests.node.stored_homes import store_chain
 
 KEY = SecretKey.from_seed(bytes(range(32)))
+SEALED = ProtectedKey(KEY.account, 3, 262_144, bytes(16), bytes(72))
 
 
 @cache
@@ -77,6 +79,11 @@ def _credential(data: bytes) -> None:
 
 def _key_file(data: bytes) -> None:
     assert len(read_secret_key(put("account.key", data)).seed) == 32
+
+
+def _protected_key(data: bytes) -> None:
+    """Reading whose key it is; opening one costs time and memory by design, within bounds that reading checks."""
+    assert len(read_account(put("protected.key", data))) == 32
 
 
 def _account(data: bytes) -> None:
@@ -351,6 +358,9 @@ def file_targets() -> dict[str, Target]:
             _credential, HomeError, lambda: [json.dumps({"account": account, "credential": "ab" * 64}).encode()]
         ),
         "key-file": of_file(_key_file, HomeError, lambda: [KEY.seed.hex().encode() + b"\n"]),
+        "protected-key": of_file(
+            _protected_key, HomeError, lambda: [SEALED.to_text().encode(), KEY.seed.hex().encode() + b"\n"]
+        ),
         "configuration": of_file(_configuration, HomeError, _settings),
         "npz": of_file(_npz, DatasetError, _arrays),
         "shard": of_file(_shard, DatasetError, _shards),

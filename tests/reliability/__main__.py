@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bflnode.storage.failpoints import names
 
-from . import failpoint_runs, kills
+from . import disks, failpoint_runs, kills
 
 
 def main() -> int:
@@ -25,6 +25,8 @@ def main() -> int:
     kill.add_argument("--cycles", type=int, default=200, help="how many (default 200)")
     points = verbs.add_parser("failpoints", help="a node dies at every failpoint, one after the other")
     points.add_argument("points", nargs="*", metavar="POINT", help="only these; default all")
+    disk = verbs.add_parser("disk", help="disks of nodes are full, or fail")
+    disk.add_argument("faults", nargs="*", metavar="FAULT", help="only these; default all")
     for verb in verbs.choices.values():
         verb.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
     options = parser.parse_args()
@@ -39,6 +41,9 @@ def main() -> int:
             if options.verb == "kill":
                 killed = kills.run(directory, cycles=options.cycles, seed=options.seed, say=say)
                 outcome, table = asdict(killed), kills.table(killed)
+            elif options.verb == "disk":
+                failed = disks.run(directory, faults=options.faults or disks.ALL_FAULTS, seed=options.seed, say=say)
+                outcome, table = asdict(failed), disks.table(failed)
             else:
                 chosen = options.points or names()
                 died = failpoint_runs.run(directory, points=chosen, seed=options.seed, say=say)

@@ -1,10 +1,13 @@
 """Catches up: fetches final blocks from peers that are ahead, until this node is where they are.
 
-Every block is checked like any other: by its commit, by executing it, by its state root. A peer that sends something
-else is punished and the next one is asked.
+Several peers are asked at once for batches of blocks, which are used in order (`block_batches`). Every block is checked
+like any other: by its commit, by executing it, by its state root. A peer that sends something else is punished; one
+that doesn't answer, or holds up the others, is left alone for a while; a peer whose chain starts later is asked for
+what it has. There is always somebody to take over while anybody is there.
 """
 
 import logging
+import re
 
 import trio
 
@@ -12,46 +15,71 @@ from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.storage.chain_store import ChainStore
 
 from .agreement_driver import AgreementDriver
+from .block_batches import LATE_S, Batches, NextBlock
 from .chain import Chain
 from .messages import (
     BLOCKS,
-    BLOCKS_PER_REQUEST,
     MAX_BLOCKS_RESPONSE_BYTES,
     MAX_FINAL_BLOCK_BYTES,
     BlocksRequest,
     FinalBlock,
     FinalBlocks,
 )
-from .network import Network, PeerId, TransportError
-from .peers import Peers
+from .network import Network, PeerId, RemoteRefusal, TransportError
+from .peers import Peer, Peers
 
 _log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_S = 15.0
-"""Four megabytes of blocks, at the slowest rate worth waiting for."""
+"""One and a half megabytes of blocks, at the slowest rate worth waiting for."""
 
 MAX_REQUEST_BYTES = 64
 
 PATIENCE_S = 0.3
 """A node one block behind usually has the votes for it on their way: ask only if it still is after this long."""
 
+MAX_SOURCES = 4
+"""Peers asked at once: checking blocks takes longer than fetching them from two."""
+
+REQUESTS_IN_FLIGHT = 2
+"""Batches asked for at once from one peer: one travels while the other is read from its disk."""
+
+FAILED_PAUSE_S = 30.0
+"""A peer that failed is left alone this long, unless there is no other."""
+
+FIRST_BLOCK = re.compile(rf"{Reason.PRUNED}: .*\bfirst=(\d{{1,16}})$")
+"""How a peer says that its chain starts later, and where."""
+
 
 class Synchroniser:
-    """Follows the highest height that a peer claims."""
+    """Follows the highest height that a peer claims.
+
+    Attributes:
+        problem: why it can't catch up, in words for the operator; None while it can.
+    """
 
     def __init__(self, chain: Chain, network: Network, peers: Peers, agreement: AgreementDriver) -> None:
+        self.problem: str | None = None
         self._chain = chain
         self._network = network
         self._peers = peers
         self._agreement = agreement
         self._noticed = trio.Event()
         self._is_behind = False
-        self._failed: set[PeerId] = set()
+        self._failed_until_s: dict[PeerId, float] = {}
+        self._first_blocks: dict[PeerId, int] = {}
+        self._active: dict[PeerId, trio.CancelScope] = {}
+        self._changed = trio.Event()
 
     @property
     def is_syncing(self) -> bool:
-        """Whether this node knows of blocks that it doesn't have."""
+        """Whether this node knows of blocks that it doesn't have, and has not had for a moment."""
         return self._is_behind
+
+    @property
+    def knows_of_more(self) -> bool:
+        """Whether a peer has said that there are blocks after this node's last."""
+        return self._best() > self._chain.height
 
     def notice(self, peer: PeerId, height: int) -> None:
         """A peer has final blocks up to a height."""
@@ -65,7 +93,7 @@ class Synchroniser:
             self._noticed = trio.Event()
             best = self._best()
             if best <= self._chain.height:
-                self._is_behind = False
+                self._is_behind, self.problem = False, None
                 await self._noticed.wait()
                 continue
             if best == self._chain.height + 1:
@@ -73,61 +101,177 @@ class Synchroniser:
                     await self._chain.changed.wait()
                     continue
             self._is_behind = True
-            await self._ask_peers()
+            before = self._chain.height
+            await self._catch_up()
+            if self._chain.height == before:
+                _log.info("no peer had block %d, although one said so", before + 1)
+                self._say_what_is_missing(before + 1)
+                await trio.sleep(PATIENCE_S)
 
     def _best(self) -> int:
         return max((peer.height for peer in self._peers.all()), default=0)
 
-    async def _ask_peers(self) -> None:
-        """Ask the peers that are ahead until one of them brings this node forward.
+    def _say_what_is_missing(self, height: int) -> None:
+        """Where the peers' chains all start later, nothing will come of waiting."""
+        starts = {peer: first for peer, first in self._first_blocks.items() if self._peers.get(peer) is not None}
+        if not starts or any(first <= height for first in starts.values()):
+            return
+        problem = (
+            f"no peer has block {height}: the peers' chains start at {min(starts.values())}. "
+            "Connect to a node that has the whole chain, or start from a snapshot (`bflnode start --state-sync`)"
+        )
+        if problem != self.problem:
+            _log.warning("%s", problem)
+        self.problem = problem
 
-        The highest comes first, but after all others who failed since a peer was of use: a height is only a claim.
-        """
-        before = self._chain.height
-        ahead = [peer for peer in self._peers.all() if peer.height > before]
-        for peer in sorted(ahead, key=lambda peer: (peer.id in self._failed, -peer.height)):
-            try:
-                await self._fetch_from(peer.id)
-            except TransportError as error:
-                _log.info("no blocks from %s: %s", peer.id, error)
-            except Rejection as rejection:
-                self._network.punish(peer.id, f"blocks: {rejection}")
-            if self._chain.height > before:
-                self._failed.clear()
+    async def _catch_up(self) -> None:
+        """Fetch and use blocks until no peer has more."""
+        batches = Batches(self._chain.height + 1)
+        async with trio.open_nursery() as nursery:
+            while True:
+                block = batches.take(self._chain.height + 1)
+                self._hire(nursery, batches, is_waiting=block is None)
+                if block is not None:
+                    await self._use(block, batches)
+                elif self._active:
+                    with trio.move_on_after(LATE_S):
+                        await self._changed.wait()
+                else:
+                    break
+            nursery.cancel_scope.cancel()
+
+    def _hire(self, nursery: trio.Nursery, batches: Batches, *, is_waiting: bool) -> None:
+        """Have as many peers asked as is worth it; one that failed only while nothing else can be done."""
+        for peer in self._candidates(batches):
+            is_needed = is_waiting and not self._active
+            if len(self._active) >= MAX_SOURCES or (self._has_failed(peer.id) and not is_needed):
                 return
-            self._failed.add(peer.id)
-            self._peers.disbelieve(peer.id, before)
-        _log.info("no peer had block %d, although one said so", before + 1)
-        await trio.sleep(PATIENCE_S)
+            scope = self._active[peer.id] = trio.CancelScope()
+            nursery.start_soon(self._ask, peer.id, batches, scope)
 
-    async def _fetch_from(self, peer: PeerId) -> None:
-        start = self._chain.height + 1
+    def _candidates(self, batches: Batches) -> list[Peer]:
+        """Peers that may be asked and aren't, best first."""
+        wanted = self._chain.height + 1
+        found = [
+            peer
+            for peer in self._peers.all()
+            if peer.height >= wanted
+            and peer.id not in self._active
+            and self._first_blocks.get(peer.id, 0) <= wanted
+            and batches.has_more(peer.height)
+        ]
+        return sorted(found, key=lambda peer: (self._has_failed(peer.id), -peer.height))
+
+    def _has_failed(self, peer: PeerId) -> bool:
+        return self._failed_until_s.get(peer, 0.0) > trio.current_time()
+
+    def _fail(self, peer: PeerId) -> None:
+        """A peer was of no use: its height was only a claim, its next word counts again."""
+        now_s = trio.current_time()
+        self._failed_until_s = {
+            known: until_s for known, until_s in self._failed_until_s.items() if until_s > now_s
+        } | {peer: now_s + FAILED_PAUSE_S}
+        self._peers.disbelieve(peer, self._chain.height)
+        if peer in self._active:
+            self._active[peer].cancel()
+
+    async def _ask(self, peer: PeerId, batches: Batches, scope: trio.CancelScope) -> None:
+        """Ask one peer for batches until it has no more that are wanted."""
+        try:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    for _ in range(REQUESTS_IN_FLIGHT):
+                        nursery.start_soon(self._ask_in_turn, peer, batches)
+        finally:
+            del self._active[peer]
+            batches.drop_requests(peer)
+            self._tell()
+
+    async def _ask_in_turn(self, peer: PeerId, batches: Batches) -> None:
+        while (known := self._peers.get(peer)) is not None and batches.has_more(known.height):
+            span = batches.claim(peer, known.height, trio.current_time())
+            if span is None:
+                with trio.move_on_after(LATE_S):
+                    await self._changed.wait()
+                continue
+            try:
+                late = batches.put(span, peer, await self._request(peer, span))
+            except RemoteRefusal as refusal:
+                self._note_refusal(peer, refusal)
+                return
+            except TransportError as error:
+                _log.info("no blocks from %s: %s", peer, error)
+                self._fail(peer)
+                return
+            except Rejection as rejection:
+                self._blame(peer, rejection, batches)
+                return
+            for other in late:
+                _log.info("%s holds up the others: it is left alone", other)
+                self._fail(other)
+            self._tell()
+
+    async def _request(self, peer: PeerId, span: range) -> tuple[bytes, ...]:
         response = await self._network.request(
             peer,
             BLOCKS,
-            BlocksRequest(start, BLOCKS_PER_REQUEST).to_bytes(),
+            BlocksRequest(span.start, len(span)).to_bytes(),
             timeout_s=REQUEST_TIMEOUT_S,
             max_response_bytes=MAX_BLOCKS_RESPONSE_BYTES,
         )
-        batch = FinalBlocks.from_bytes(response, max_bytes=MAX_BLOCKS_RESPONSE_BYTES)
-        if not batch.blocks and self._chain.height < start:
-            raise Rejection(Reason.WRONG_HEIGHT, fault="it has not the blocks that it says it has", start=start)
-        for encoded in batch.blocks:
-            final = FinalBlock.from_bytes(encoded, max_bytes=MAX_FINAL_BLOCK_BYTES)
-            if final.block.height <= self._chain.height:
-                continue
+        blocks = FinalBlocks.from_bytes(response, max_bytes=MAX_BLOCKS_RESPONSE_BYTES).blocks
+        if not blocks:
+            raise Rejection(Reason.WRONG_HEIGHT, fault="it has not the blocks that it says it has", start=span.start)
+        return blocks
+
+    def _note_refusal(self, peer: PeerId, refusal: RemoteRefusal) -> None:
+        """A peer may say where its chain starts: until this node is there, others are asked."""
+        found = FIRST_BLOCK.search(refusal.reason)
+        if found is None:
+            _log.info("no blocks: %s", refusal)
+            self._fail(peer)
+            return
+        known = self._peers.ids()
+        self._first_blocks = {other: first for other, first in self._first_blocks.items() if other in known}
+        self._first_blocks[peer] = int(found[1])
+        if peer in self._active:
+            self._active[peer].cancel()
+
+    def _blame(self, peer: PeerId, rejection: Rejection, batches: Batches) -> None:
+        self._network.punish(peer, f"blocks: {rejection}")
+        batches.drop(peer)
+        self._fail(peer)
+        self._tell()
+
+    async def _use(self, block: NextBlock, batches: Batches) -> None:
+        """Have a block checked and appended; whoever sent one that can't follow is blamed."""
+        try:
+            final = FinalBlock.from_bytes(block.encoded, max_bytes=MAX_FINAL_BLOCK_BYTES)
+            if final.block.height != block.height:
+                raise Rejection(Reason.WRONG_HEIGHT, height=final.block.height, expected=block.height)
             await self._agreement.adopt(final)
-            if self._chain.height < final.block.height:
-                raise Rejection(Reason.WRONG_COMMIT, fault="a block that can't follow ours", height=final.block.height)
+            if self._chain.height < block.height:
+                raise Rejection(Reason.WRONG_COMMIT, fault="a block that can't follow ours", height=block.height)
+        except Rejection as rejection:
+            self._blame(block.peer, rejection, batches)
+            batches.want(block.height)
+        else:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
 
 def serve_blocks(store: ChainStore, data: bytes) -> bytes:
     """Answer a BLOCKS request with as many blocks as fit.
 
     Raises:
-        Rejection: malformed.
+        Rejection: malformed; PRUNED: the chain starts later here.
     """
     request = BlocksRequest.from_bytes(data, max_bytes=MAX_REQUEST_BYTES)
+    if 0 < request.start <= store.base:
+        raise Rejection(Reason.PRUNED, start=request.start, first=store.base + 1)
     last = min(store.tip().height, request.start + request.count - 1)
     blocks: list[bytes] = []
     size_bytes = 0

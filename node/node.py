@@ -89,6 +89,9 @@ MAX_FINALS = 8
 CONTROL_NICENESS = 10
 """The control's training takes the CPU that duties leave over, but isn't starved by them."""
 
+TELL_PAUSE_S = 1.0
+"""How often a node that catches up says how far it is: each time costs as much as a block."""
+
 PENDING_TIMEOUT_S = 15.0
 """How long a new peer may take to say which transactions wait at its place."""
 
@@ -124,6 +127,7 @@ class Node:
             lambda rejection: isinstance(rejection, Premature),
             trio.current_time,
         )
+        self._told_s = float("-inf")
         self._is_ready = trio.Event()
         self._last_gossiped: BlockId | None = None
         self._finals, self._finals_to_publish = trio.open_memory_channel[bytes](MAX_FINALS)
@@ -275,7 +279,14 @@ class Node:
         self.accusations.review()
 
     def _tell_peers(self) -> None:
-        """Say that a block is final: a peer may be connected to no validator, and gets no votes."""
+        """Say that a block is final: a peer may be connected to no validator, and gets no votes.
+
+        While this node is behind, now and then: nobody waits for blocks that others had long before.
+        """
+        now_s = trio.current_time()
+        if self.synchroniser.knows_of_more and now_s < self._told_s + TELL_PAUSE_S:
+            return
+        self._told_s = now_s
         status = Status(self.chain.height + 1, 0, Step.PROPOSE, ()).to_bytes()
         for peer in self.peers.ids():
             self.network.push(peer, STATUS, status)

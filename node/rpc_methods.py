@@ -122,6 +122,8 @@ class RpcMethods:
             reasons.append("no peer is connected: check p2p.persistent_peers or give `bflnode start` a --peer")
         if node.synchroniser.is_syncing:
             reasons.append(f"it is catching up with its peers, at height {node.chain.height}")
+        if node.synchroniser.problem is not None:
+            reasons.append(node.synchroniser.problem)
         if node.blobs.shortage is not None:
             reasons.append(node.blobs.shortage)
         return reasons

@@ -8,11 +8,13 @@ said again.
 import ipaddress
 import json
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from bflnode.storage.durable import write_durably
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +58,13 @@ class Ban:
     until_ms: int
     reason: str
     count: int = 1
+
+    @property
+    def end(self) -> str:
+        """When it ends, for people."""
+        if self.until_ms >= FOR_EVER_MS:
+            return "its operator ends it"
+        return datetime.fromtimestamp(self.until_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 class Bans:
@@ -145,13 +154,7 @@ def check_target(text: str) -> str:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a small file as a whole: a killed node leaves the old one or the new one. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_durably(path, json.dumps(content, indent=1).encode() + b"\n")
 
 
 def read_json(path: Path, max_bytes: int) -> Any:

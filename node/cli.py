@@ -10,11 +10,13 @@ from .cli_blobs import model_pin, model_unpin
 from .cli_chain import block, chain, clusters, learning_round, learning_rounds, tx
 from .cli_completion import completion
 from .cli_debug import debug
+from .cli_doctor import doctor
 from .cli_init import init
 from .cli_keys import keys_protect, keys_unprotect
 from .cli_models import model
-from .cli_node import health, journal, peers, start, status, stop
+from .cli_node import health, journal, start, status, stop
 from .cli_options import Root, examples
+from .cli_peers import peers
 from .cli_proof import proof
 from .cli_rewards import reward
 from .cli_snapshot import snapshot
@@ -40,7 +42,7 @@ def bflnode() -> None:
 
 
 for _command in (
-    *(init, start, stop, status, health, peers, journal),
+    *(init, start, stop, status, health, peers, doctor, journal),
     *(keys, account, task, queue, transfer),
     *(validator, evidence),
     *(chain, block, tx, learning_round, learning_rounds, clusters),

@@ -49,6 +49,8 @@ LOG_LINES = 3
 )
 @home_option
 @click.option("--peer", "peers", multiple=True, metavar="MULTIADDR", help="Also connect to this peer; may be repeated.")
+@click.option("--bootstrap", multiple=True, metavar="MULTIADDR", help="Dialled while there are no peers; repeatable.")
+@click.option("--mdns", is_flag=True, help="Look for nodes of the same chain on the local network.")
 @click.option("--port", type=click.IntRange(0, 65535), help="Port for peers; 0 takes a free one.")
 @click.option("--rpc-port", type=click.IntRange(0, 65535), help="Port for RPC; 0 takes a free one.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="How much is logged.")
@@ -74,6 +76,8 @@ def start(
     log_level: str | None,
     state_sync: str | None,
     state_sync_peers: tuple[str, ...],
+    bootstrap: tuple[str, ...],
+    mdns: bool,
     background: bool,
 ) -> None:
     """Run the node: join the network, learn, vote, answer RPC.
@@ -86,7 +90,7 @@ def start(
     running = find_running(home.require())
     if running is not None:
         raise CommandError(f"a node already runs on {home.root}: process {running.pid}, RPC {running.rpc}")
-    chosen = StartOptions(peers, port, rpc_port, log_level, state_sync, state_sync_peers)
+    chosen = StartOptions(peers, port, rpc_port, log_level, state_sync, state_sync_peers, bootstrap, mdns)
     if background:
         _start_in_background(home, chosen)
         return
@@ -109,6 +113,8 @@ class StartOptions:
     log_level: str | None
     state_sync: str | None
     state_sync_peers: tuple[str, ...]
+    bootstrap: tuple[str, ...]
+    mdns: bool
 
     def arguments(self) -> list[str]:
         """The same as arguments of another `start`."""
@@ -119,8 +125,10 @@ class StartOptions:
             ("--log-level", self.log_level),
             ("--state-sync", self.state_sync),
             *(("--state-sync-peer", peer) for peer in self.state_sync_peers),
+            *(("--bootstrap", address) for address in self.bootstrap),
         ]
-        return [part for name, value in given if value is not None for part in (name, str(value))]
+        options = [part for name, value in given if value is not None for part in (name, str(value))]
+        return [*options, "--mdns"] if self.mdns else options
 
 
 def _flags(home: "Home", chosen: StartOptions) -> dict[str, Any]:
@@ -130,6 +138,10 @@ def _flags(home: "Home", chosen: StartOptions) -> dict[str, Any]:
     p2p: dict[str, Any] = {}
     if chosen.peers:
         p2p["persistent_peers"] = (*load_configuration(home).p2p.persistent_peers, *chosen.peers)
+    if chosen.bootstrap:
+        p2p["bootstrap"] = (*load_configuration(home).p2p.bootstrap, *chosen.bootstrap)
+    if chosen.mdns:
+        p2p["mdns"] = True
     if chosen.port is not None:
         p2p["port"] = chosen.port
     sync: dict[str, Any] = {}
@@ -324,33 +336,6 @@ def health(home: "Home", as_json: bool) -> None:
     emit(answer, as_json, lambda found: click.echo("ready" if found["ready"] else "; ".join(found["reasons"])))
     if not answer["ready"]:
         raise CommandError("the node is not ready", NOT_READY)
-
-
-@click.command(epilog=examples("bflnode peers", "bflnode peers --json"))
-@reading_options
-def peers(home: "Home", as_json: bool) -> None:
-    """List the connected peers."""
-    with reading(home) as reader:
-        answer = reader.call("net_info")
-    emit(answer, as_json, _render_peers)
-
-
-def _render_peers(answer: dict[str, Any]) -> None:
-    table(
-        ["peer id", "account", "height", "validator", "version", "address"],
-        [
-            (
-                peer["node_id"],
-                short(peer["account"]),
-                peer["height"],
-                peer["is_validator"],
-                peer["version"],
-                peer["addresses"][0] if peer["addresses"] else "-",
-            )
-            for peer in answer["peers"]
-        ],
-        empty="no peers: give the node one with `bflnode start --peer MULTIADDR`",
-    )
 
 
 @click.command(epilog=examples("bflnode journal", "bflnode journal --json"))

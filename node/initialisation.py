@@ -25,7 +25,8 @@ from bflnode.storage.durable import sync_tree, write_durably
 from bflnode.storage.errors import MissingError
 
 from .admission import check_credential, sign_credential, write_credential
-from .home import Home, HomeError, make_home, read_genesis, read_secret_key
+from .home import Home, HomeError, make_home, read_genesis, read_secret_key, write_seed
+from .network_key import read_network_key
 
 NO_BLOB = BlobId(bytes(32))
 """Where a task has no such file."""
@@ -50,6 +51,9 @@ class NewHome:
         test_set: global test data, as an .npz like `shard`.
         blobs: a folder of blobs with the initial model and probe set.
         peers: multiaddrs to connect to.
+        bootstrap: multiaddrs that are dialled as long as there are no peers.
+        mdns: whether to look for nodes on the local network.
+        network_key: key file of a private network.
         host: address to listen on for peers.
         port: for peers.
         rpc_port: for RPC.
@@ -67,6 +71,9 @@ class NewHome:
     test_set: Path | None = None
     blobs: Path | None = None
     peers: tuple[str, ...] = ()
+    bootstrap: tuple[str, ...] = ()
+    mdns: bool = False
+    network_key: Path | None = None
     host: str | None = None
     port: int | None = None
     rpc_port: int | None = None
@@ -102,7 +109,9 @@ def initialise(wanted: NewHome) -> Initialised:
     """
     genesis = read_genesis(wanted.genesis)
     _check_genesis(wanted.genesis, genesis)
-    for peer in wanted.peers:
+    if wanted.network_key is not None:
+        read_network_key(wanted.network_key)
+    for peer in (*wanted.peers, *wanted.bootstrap):
         if not _PEER.fullmatch(peer):
             raise HomeError(
                 f"{peer!r} is not the address of a peer: it looks like /ip4/192.0.2.7/tcp/26656/p2p/12D3KooW…"
@@ -157,6 +166,13 @@ def _write(
     listening = {"host": wanted.host, "port": wanted.port}
     p2p: dict[str, Any] = {name: value for name, value in listening.items() if value is not None}
     p2p["persistent_peers"] = list(wanted.peers)
+    if wanted.bootstrap:
+        p2p["bootstrap"] = list(wanted.bootstrap)
+    if wanted.mdns:
+        p2p["mdns"] = True
+    if wanted.network_key is not None:
+        write_seed(home.network_key_file, bytes.fromhex(read_network_key(wanted.network_key)))
+        p2p["private_key_file"] = home.network_key_file.name
     settings: dict[str, Any] = {"name": wanted.name, "p2p": p2p, "training": {"enabled": shard is not None}}
     if wanted.rpc_port is not None:
         settings["rpc"] = {"port": wanted.rpc_port}

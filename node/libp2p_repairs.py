@@ -213,6 +213,11 @@ class GuardedHost(BasicHost):
         self.swarm = swarm
         self.complain = complain
         self._inbound_streams: dict[IMuxedConn, int] = {}
+        self._muted: set[IMuxedConn] = set()
+
+    def mute(self, connection: IMuxedConn) -> None:
+        """Serve nothing on a connection any more; it is to be closed soon."""
+        self._muted = {known for known in self._muted if not known.is_closed} | {connection}
 
     def publish_addresses(self, addresses: Sequence[Multiaddr]) -> None:
         """Fix what identify and gossip tell about our addresses; the library recomputes it for every message."""
@@ -269,6 +274,9 @@ class GuardedHost(BasicHost):
     async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
         connection = net_stream.muxed_conn
         peer = connection.peer_id
+        if connection in self._muted:
+            await reset_stream(net_stream)
+            return
         count = self._inbound_streams.get(connection, 0)
         if count >= MAX_INBOUND_STREAMS:
             self.complain(peer, f"more than {MAX_INBOUND_STREAMS} open streams")

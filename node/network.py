@@ -455,6 +455,7 @@ class Network:
         refusal = self._refusal(peer)
         if refusal is not None:
             logger.info("connection of %s refused: %s", peer, refusal)
+            self._host.mute(connection.muxed_conn)
             self._nursery.start_soon(self._refuse, connection, refusal)
             return
         if peer in self._sessions:
@@ -468,8 +469,7 @@ class Network:
     def _refusal(self, peer: PeerId) -> str | None:
         ban = self._bans.get(peer)
         if ban is not None:
-            left_s = (ban.until_ms - now_ms()) // 1000
-            return f"banned for {left_s} more seconds: {ban.reason}"
+            return f"banned until {ban.end}: {ban.reason or 'no reason given'}"
         if len(self._swarm.live_connections(ID.from_base58(peer))) > MAX_CONNECTIONS_PER_PEER:
             return f"it has {MAX_CONNECTIONS_PER_PEER} connections already"
         is_known = peer in self._sessions or peer in self._redialler
@@ -549,7 +549,7 @@ class Network:
         logger.debug("%s is charged %.1f for %s", peer, cost, why)
         if peer not in self._bans and self._scores.charge(peer, cost) and not self._is_closing:
             ban = self._bans.punish(peer, why)
-            logger.warning("%s is banned for %d s: %s", peer, (ban.until_ms - now_ms()) // 1000, why)
+            logger.warning("%s is banned until %s: %s", peer, ban.end, why)
             self._nursery.start_soon(self.disconnect, peer, f"banned: {why}")
 
 

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import trio
+
 from bflnode.consensus.genesis import Genesis
 from bflnode.consensus.keys import SecretKey, verify
 from bflnode.consensus.rejection import Reason, Rejection
@@ -41,6 +43,9 @@ _log = logging.getLogger(__name__)
 
 HELLO_TIMEOUT_S = 15.0
 """A node on a busy machine may take seconds to answer; one that takes longer is of no use."""
+
+EXPLAIN_S = 2.0
+"""How long a connection that can't be a peer stays, so that the other side can find out why as well."""
 
 MAX_KEPT = 256
 """Peers that are dialled again when they are gone, besides the configured ones; the one greeted first gives way."""
@@ -199,8 +204,7 @@ class Peers:
             reason = await self._explained(peer, str(rejection))
             self._note_refusal(peer, reason, by_us=True)
         except UnsupportedProtocolError:
-            reason = await self._ask_about(peer) or f"it speaks no {HELLO}: it is an old bflnode, or other software"
-            self._note_refusal(peer, reason, by_us=True)
+            reason = await self._why_no_hello(peer)
         except TransportError as error:
             words = self._network.last_words(peer)
             if words is not None:
@@ -209,6 +213,8 @@ class Peers:
                 _log.info("no hello from %s: %s", peer, error)
         else:
             return True
+        if reason is not None:
+            await trio.sleep(EXPLAIN_S)
         await self._network.disconnect(peer, reason)
         return False
 
@@ -257,23 +263,37 @@ class Peers:
             max_peers=self._own.max_peers,
         )
 
+    async def _why_no_hello(self, peer: PeerId) -> str:
+        """Why a connection knows no hello. One that fits by its own words only looks around: that is no fault."""
+        try:
+            fault = await self._compare(peer)
+        except (TransportError, Rejection) as error:
+            _log.debug("%s says nothing about itself: %s", peer, error)
+            fault = f"it speaks no {HELLO}: it is an old bflnode, or other software"
+        if fault is not None:
+            self._note_refusal(peer, fault, by_us=True)
+        return fault or "it only looks around"
+
     async def _explained(self, peer: PeerId, reason: str) -> str:
         """A reason with what to do; two chains are compared."""
         if reason.startswith(Reason.WRONG_CHAIN):
-            return await self._ask_about(peer) or reason + _advice(reason)
+            try:
+                return await self._compare(peer) or reason + _advice(reason)
+            except (TransportError, Rejection) as error:
+                _log.debug("%s says nothing about itself: %s", peer, error)
         return reason + _advice(reason)
 
-    async def _ask_about(self, peer: PeerId) -> str | None:
-        """Why a connection can't be a peer, by its own words; None where it says nothing useful."""
+    async def _compare(self, peer: PeerId) -> str | None:
+        """Why a connection can't be a peer, by its own words; None where it could.
+
+        Raises:
+            TransportError, Rejection: it says nothing, or nonsense.
+        """
         request = AboutRequest(self.about(), self._own.key.account).to_bytes()
-        try:
-            answer = await self._network.request(
-                peer, ABOUT, request, timeout_s=HELLO_TIMEOUT_S, max_response_bytes=MAX_ABOUT_BYTES
-            )
-            theirs = AboutAnswer.from_bytes(answer, max_bytes=MAX_ABOUT_BYTES).about
-        except (TransportError, Rejection) as error:
-            _log.debug("%s says nothing about itself: %s", peer, error)
-            return None
+        answer = await self._network.request(
+            peer, ABOUT, request, timeout_s=HELLO_TIMEOUT_S, max_response_bytes=MAX_ABOUT_BYTES
+        )
+        theirs = AboutAnswer.from_bytes(answer, max_bytes=MAX_ABOUT_BYTES).about
         ours = self.about()
         return version_fault(ours, theirs) or chain_fault(ours, theirs)
 

@@ -17,6 +17,7 @@ from bflnode.consensus.transaction import MAX_AGGREGATE_BYTES, Transaction
 
 from .calls import INSPECTIONS, bind
 from .inspection import Inspector, Json, Sources, transaction_details, transaction_line
+from .inspection_peers import ban_peer, network_information, unban_peer
 from .node import Node
 from .node_clock import now_ms
 from .proofs import collect, finish
@@ -48,6 +49,8 @@ class RpcMethods:
             "status": self.status,
             "health": self.health,
             "net_info": self.net_info,
+            "ban": self.ban,
+            "unban": self.unban,
             "consensus_state": self.consensus_state,
             "unconfirmed_txs": self.unconfirmed_transactions,
             "broadcast_tx": self.broadcast_transaction,
@@ -129,27 +132,16 @@ class RpcMethods:
         return reasons
 
     async def net_info(self) -> Json:
-        """The peers and the traffic with them."""
-        node = self._node
-        validators = current_validators(node.chain.tree)
-        peers = [
-            {
-                "node_id": str(peer.id),
-                "account": account_text(peer.account),
-                "height": peer.height,
-                "version": peer.version,
-                "is_validator": peer.account in validators,
-                "addresses": list(peer.addresses),
-            }
-            for peer in node.peers.all()
-        ]
-        return {
-            "node_id": str(node.network.peer_id),
-            "listening": list(node.network.addresses),
-            "n_peers": len(peers),
-            "peers": peers,
-            "network": node.network.statistics(),
-        }
+        """The peers, who was refused or is banned, and the traffic."""
+        return network_information(self._node)
+
+    async def ban(self, target: str, seconds: int | None = None, reason: str = "") -> Json:
+        """Ban a peer or an IP address, and end its connections."""
+        return await ban_peer(self._node, target, seconds, reason)
+
+    async def unban(self, target: str) -> Json:
+        """End a ban."""
+        return unban_peer(self._node, target)
 
     async def consensus_state(self) -> Json:
         """Where agreement on the next block is."""

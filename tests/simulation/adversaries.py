@@ -11,6 +11,7 @@ from bflnode.consensus.block import ProposalMessage, Vote, VoteKind
 from bflnode.consensus.types import AccountId
 
 from .network import Message, Topic, topic_of
+from .scheduler import Scheduler
 from .simulated_chain import Decided
 
 
@@ -48,35 +49,39 @@ class HiddenDecision:
 
 
 class Maze:
-    """Draws anew for each round of each height who gets whose votes and proposals, however they travel.
+    """Draws anew for each round of each height whose votes and proposals a node doesn't get, however they travel.
 
-    Each node hears all of one kind of message, none, or those of some validators; of final blocks it hears at a few
-    heights only. So quorums form here and there, of all shapes, and nobody can tell the others.
+    A node mostly misses as many validators as it can spare, so that it goes on from round to round, and now and then
+    all of them; of final blocks it hears at a few heights only. So quorums form here and there, of all shapes, for one
+    or for many, and nobody can tell the others. What is hidden may be pulled later, mostly when the next round has begun.
     """
 
-    def __init__(self, seed: int) -> None:
-        self._random = Random(f"maze {seed}")
-        self._heard: dict[tuple[object, ...], bool] = {}
-        self._moods: dict[tuple[object, ...], float] = {}
+    def __init__(self, random: Random, accounts: tuple[AccountId, ...], scheduler: Scheduler) -> None:
+        self._random = random
+        self._accounts = accounts
+        self._scheduler = scheduler
+        self._shown_at_ms: dict[tuple[int, int, int, VoteKind | None], int] = {}
+        self._hidden: dict[tuple[int, int, int, VoteKind | None], frozenset[AccountId]] = {}
+        self._caught_up: dict[tuple[int, int], bool] = {}
 
     def loses(self, sender: int, receiver: int, message: Message) -> bool:
         match message:
             case Vote(kind, height, round_, _, validator):
-                return not self._hears(receiver, height, round_, kind, validator)
+                return validator in self._hidden_from((receiver, height, round_, kind))
             case ProposalMessage(proposal):
-                return not self._hears(receiver, proposal.height, proposal.round, None, proposal.proposer)
+                return proposal.proposer in self._hidden_from((receiver, proposal.height, proposal.round, None))
             case Decided(block):
-                return not self._draw((receiver, block.height), 0.1)
+                key = (receiver, block.height)
+                if key not in self._caught_up:
+                    self._caught_up[key] = self._random.random() < 0.1
+                return not self._caught_up[key]
         return False
 
-    def _hears(self, receiver: int, height: int, round_: int, kind: VoteKind | None, author: AccountId) -> bool:
-        mood_key = (receiver, height, round_, kind)
-        if mood_key not in self._moods:
-            moods = (1.0, 1.0, 0.0, 0.7, 0.4) if kind is VoteKind.PRECOMMIT else (1.0, 1.0, 1.0, 0.0, 0.7)
-            self._moods[mood_key] = self._random.choice(moods)
-        return self._draw((*mood_key, author), self._moods[mood_key])
-
-    def _draw(self, key: tuple[object, ...], chance: float) -> bool:
-        if key not in self._heard:
-            self._heard[key] = self._random.random() < chance
-        return self._heard[key]
+    def _hidden_from(self, key: tuple[int, int, int, VoteKind | None]) -> frozenset[AccountId]:
+        if key not in self._hidden:
+            draw = self._random.random()
+            spared = (len(self._accounts) - 1) // 3
+            count = 0 if draw < 0.4 else len(self._accounts) if draw > 0.85 else spared
+            self._hidden[key] = frozenset(self._random.sample(self._accounts, count))
+            self._shown_at_ms[key] = self._scheduler.now_ms + self._random.choice((400, 800, 1_600, 6_400))
+        return self._hidden[key] if self._scheduler.now_ms < self._shown_at_ms[key] else frozenset()

@@ -12,21 +12,22 @@ from bflnode.consensus.block import (
     Commit,
     CommitSignature,
     Header,
+    Proposal,
     ProposalMessage,
     Vote,
     VoteKind,
     commit_hash,
     sign_proposal,
     sign_vote,
-    transactions_root,
 )
 from bflnode.consensus.keys import SecretKey
+from bflnode.consensus.transaction import Evidence, SignedKind, Statement, sign_transaction
 from bflnode.consensus.types import AccountId, BlockId, ChainId, Hash, Signature
 from bflnode.storage.signer_wal import Slot
 
 from .disk import SimulatedDisk
 from .learner import Client
-from .network import Message
+from .network import Message, Pending
 from .simulated_chain import PARAMETERS, Decided
 from .simulated_node import Clock, SimulatedNode, Surroundings
 
@@ -39,12 +40,13 @@ class NoLog:
     def __init__(self, key: SecretKey, chain_id: ChainId) -> None:
         self._key = key
         self._chain_id = chain_id
+        self.values: list[ValidValue] = []
 
     def records(self, height: int) -> tuple[SignerRecord, ...]:
         return ()
 
     def persist(self, record: ValidValue) -> None:
-        """Nothing is written."""
+        self.values.append(record)
 
     def compact(self, decided_height: int) -> None:
         """There is nothing to forget."""
@@ -107,6 +109,7 @@ class Traitor(Careless):
 
     Attributes:
         vices: what it does.
+        lies: it chooses from these.
     """
 
     def __init__(self, around: Surroundings, number: int, client: Client, disk: SimulatedDisk, clock: Clock) -> None:
@@ -114,6 +117,7 @@ class Traitor(Careless):
         self.vices = frozenset(Vice)
         self._random = Random(f"traitor {number} {self.account.hex()}")
         self._seen = [NIL]
+        self.lies: tuple[str, ...] = tuple(sorted(LIES))
         self._supported: set[tuple[int, int, BlockId]] = set()
 
     def _send(self, receiver: int, message: Message) -> None:
@@ -172,7 +176,8 @@ class Traitor(Careless):
             if Vice.LIE in self.vices:
                 name, message = self._lie(intent)
                 self.around.trace(f"{self.number} lies in {intent.height}/{intent.round}: {name}")
-                messages, is_even = [*self._random.choice([[honest], []]), message], self._random.random() < 0.5
+                is_mixed = self._random.random() < 0.3
+                messages, is_even = [honest, message] if is_mixed else [message], self._random.random() < 0.7
             elif Vice.EQUIVOCATE in self.vices:
                 later = self.chain.build(intent.round, self.account, intent.block.header.time_ms + 1, ())
                 messages.append(self._wal.sign_proposal(replace(intent, block=later)))
@@ -184,7 +189,7 @@ class Traitor(Careless):
 
     def _lie(self, intent: SignProposal) -> tuple[str, ProposalMessage]:
         """A new proposal that breaks a rule."""
-        name = self._random.choice(sorted(LIES))
+        name = self._random.choice(self.lies)
         block = intent.block
         message = self._wal.sign_proposal(replace(intent, block=LIES[name](self, block)))
         if name == "another body":
@@ -208,6 +213,11 @@ class Traitor(Careless):
         rebuilt = self.chain.build(header.round, header.proposer, time_ms, block.transactions)
         return replace_header(rebuilt, time_ms=time_ms)
 
+    def twice(self, block: Block) -> Block:
+        """Pays somebody twice with one transaction, if the ledger lets it."""
+        transactions = (*block.transactions[:1], *block.transactions)
+        return self.chain.build(block.header.round, self.account, block.header.time_ms, transactions)
+
     # Whenever a round begins
 
     def _execute(self, effect: object) -> None:
@@ -222,14 +232,19 @@ class Traitor(Careless):
             self._unlock(height, round_)
         if Vice.USURP in self.vices and self.chain.leader(round_) != self.account:
             block = self.chain.build(round_, self.chain.leader(round_), self.local_ms, ())
-            message = self._wal.sign_proposal(SignProposal(height, round_, -1, block, ()))
-            self._broadcast(message)
-            self._support(message)
+            self._offer(self._wal.sign_proposal(SignProposal(height, round_, -1, block, ())))
         if Vice.FORGE in self.vices:
             self._forge(height, round_)
+            self._slander(height, round_)
 
     def _unlock(self, height: int, round_: int) -> None:
-        """Claim that an own block of an earlier round had its quorum then."""
+        """Propose an old valid value as if there were no later one, or an own block of an earlier round as one."""
+        values = [value for value in self._wal.values if value.proposal.height == height and value.round < round_]
+        if values and self._random.random() < 0.5:
+            value = self._random.choice(values)
+            intent = SignProposal(height, round_, value.round, value.block, value.prevotes)
+            self._offer(self._wal.sign_proposal(intent))
+            return
         own = [earlier for earlier in range(round_) if self.chain.leader(earlier) == self.account]
         if not own:
             return
@@ -240,13 +255,26 @@ class Traitor(Careless):
         others = [account for account in self.chain.validators.accounts if account != self.account]
         forged = tuple(replace(vote, validator=account, signature=Signature(bytes(64))) for account in others)
         certificate = self._random.choice([(), (vote,), (vote,) * len(self.chain.validators), (vote, *forged)])
-        message = self._wal.sign_proposal(SignProposal(height, round_, valid_round, block, certificate))
+        self._offer(self._wal.sign_proposal(SignProposal(height, round_, valid_round, block, certificate)))
+
+    def _offer(self, message: ProposalMessage) -> None:
         self._broadcast(message)
         self._support(message)
+
+    def _slander(self, height: int, round_: int) -> None:
+        """Evidence against somebody who has done nothing."""
+        victim = self._random.choice([item for item in self.chain.validators.accounts if item != self.account])
+        block_ids = sorted(BlockId(self._random.randbytes(32)) for _ in range(2))
+        first, second = (Statement(item, -1, Signature(self._random.randbytes(64))) for item in block_ids)
+        body = Evidence(victim, SignedKind.PREVOTE, height, round_, first, second)
+        self._broadcast(Pending((sign_transaction(self.key, self.chain.chain_id, body),)))
 
     def _forge(self, height: int, round_: int) -> None:
         """Votes of others for an own block, and that block as final."""
         block = self.chain.build(round_, self.chain.leader(round_), self.local_ms + 1, ())
+        signature = Signature(self._random.randbytes(64))
+        proposal = Proposal(height, round_, -1, block.id, block.header.proposer, signature)
+        self._broadcast(ProposalMessage(proposal, block, ()))
         entries = []
         for index, account in enumerate(self.chain.validators.accounts):
             signature = Signature(self._random.randbytes(64))
@@ -270,13 +298,6 @@ def replace_header(block: Block, **changes: object) -> Block:
     return Block(replace(block.header, **changes), block.transactions, block.last_commit)
 
 
-def _twice(block: Block) -> Block:
-    transactions = (*block.transactions[:1], *block.transactions)
-    return Block(
-        replace(block.header, transactions_root=transactions_root(transactions)), transactions, block.last_commit
-    )
-
-
 def _other(value: Hash | BlockId | AccountId) -> Hash:
     return Hash(bytes([value[0] ^ 1]) + value[1:])
 
@@ -298,7 +319,7 @@ LIES = {
     ),
     "wrong beacon": lambda _, block: replace_header(block, beacon=_other(block.header.beacon)),
     "wrong transactions": lambda _, block: Block(block.header, block.transactions[1:], block.last_commit),
-    "a transaction twice": lambda _, block: _twice(block),
+    "a transaction twice": lambda traitor, block: traitor.twice(block),
     "bad last commit": lambda traitor, block: traitor.with_bad_commit(block),
     "another leader's name": lambda traitor, block: replace_header(
         block, proposer=next(item for item in traitor.chain.validators.accounts if item != traitor.account)

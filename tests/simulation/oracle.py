@@ -14,16 +14,20 @@ from bflnode.consensus.block import MAX_BLOCK_BYTES, NIL, Block, Commit, Header,
 from bflnode.consensus.genesis import Genesis
 from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.rejection import Rejection
-from bflnode.consensus.tables import SETTLED, all_tasks, current_round, previous_validators, stake_of
+from bflnode.consensus.state import StateTree
+from bflnode.consensus.tables import SETTLED, all_tasks, current_round, current_validators, previous_validators, stake_of
 from bflnode.consensus.task import LearningRound, SettledRound, TaskStatus
 from bflnode.consensus.transaction import Fault
 from bflnode.consensus.types import AccountId, BlockId
 
 from .learner import FALSE_OUTPUT
-from .simulated_chain import Decided, SharedLedger, SimulatedChain
+from .simulated_chain import Decided, SimulatedChain
 
 TIME_SLACK_MS = 3_000
 """A proposal may be judged when it arrives and voted for when its round comes."""
+
+VERIFY = Vote.verify_signature
+"""As it was when this was loaded: mutants may change it."""
 
 MAX_SKIPPED_ROUNDS = 2_000
 """More rounds than any run lasts: who is beyond was led there by somebody who lies."""
@@ -71,8 +75,17 @@ class Voting:
     tolerance_ms: int
 
 
+class SlanderError(ViolationError):
+    """An honest validator was punished for a double signature."""
+
+
 class Oracle:
-    """Watches everything honest nodes sign, decide and are told."""
+    """Watches everything honest nodes sign, decide and are told.
+
+    Attributes:
+        are_votes_checked: whether votes must be justified; a script that shows what comes of it otherwise waits.
+        blocks: that were proposed, as somebody honest got them.
+    """
 
     def __init__(self, genesis: Genesis, honest: frozenset[AccountId]) -> None:
         self.genesis = genesis
@@ -81,7 +94,8 @@ class Oracle:
         self.decided: dict[int, Decided] = {}
         self.signed: dict[tuple[AccountId, int, int, Step], tuple[int, BlockId]] = {}
         self.proposed: set[BlockId] = set()
-        self.headers: dict[BlockId, Header] = {}
+        self.blocks: dict[BlockId, Block] = {}
+        self.are_votes_checked = True
         self.expected_evidence: set[tuple[int, int, AccountId]] = set()
         self.seen_evidence: set[tuple[int, int, AccountId]] = set()
         self._delivered: defaultdict[tuple[int, int, AccountId, int, Step], set[BlockId]] = defaultdict(set)
@@ -95,7 +109,7 @@ class Oracle:
         match message:
             case Vote(VoteKind.PREVOTE):
                 try:
-                    message.verify_signature(self.chain_id)
+                    VERIFY(message, self.chain_id)
                 except Rejection:
                     return
                 self._prevotes[message.height, message.round, message.block_id].add(message.validator)
@@ -112,16 +126,16 @@ class Oracle:
         self.observes(message)
         if slot[0] not in self.honest or not is_new:
             return
+        if slot[2] > MAX_SKIPPED_ROUNDS:
+            raise LivenessError(f"node {voting.node} is in round {slot[2]}")
         if isinstance(message, ProposalMessage):
             self._check_proposal(message.proposal, voting)
             if message.proposal.valid_round == -1:
                 self.proposed.add(message.block.id)
-        elif message.block_id != NIL:
+        elif message.block_id != NIL and self.are_votes_checked:
             self._check_vote(message, voting)
 
     def _check_proposal(self, proposal: Proposal, voting: Voting) -> None:
-        if proposal.round > MAX_SKIPPED_ROUNDS:
-            raise LivenessError(f"node {voting.node} is in round {proposal.round}")
         if proposal.valid_round >= 0:
             self._require_polka(proposal.height, proposal.valid_round, proposal.block_id, voting)
 
@@ -139,8 +153,8 @@ class Oracle:
                     f"node {voting.node} is locked on {short(locked_id)} in round {locked_round} of height "
                     f"{vote.height} and prevotes {short(vote.block_id)} in round {vote.round}"
                 )
-        if vote.block_id in self.headers:
-            self._check_prevote(vote, self.headers[vote.block_id], voting)
+        if vote.block_id in self.blocks:
+            self._check_prevote(vote, self.blocks[vote.block_id].header, voting)
 
     def _check_prevote(self, vote: Vote, header: Header, voting: Voting) -> None:
         if header.round == vote.round:
@@ -186,7 +200,7 @@ class Oracle:
             account = validators.accounts[entry.index]
             vote = Vote(VoteKind.PRECOMMIT, commit.height, commit.round, commit.block_id, account, entry.signature)
             try:
-                vote.verify_signature(self.chain_id)
+                VERIFY(vote, self.chain_id)
             except Rejection as rejection:
                 raise InvalidDecisionError(f"height {block.height}: {rejection}") from rejection
         weight = sum(validators.validators[index].stake for index in indexes)
@@ -220,6 +234,12 @@ class Oracle:
         offenders = {account for _, _, account in self.seen_evidence}
         return all(stake_of(chain.tree, account).is_tombstoned for account in offenders)
 
+    def check_punished(self, chain: SimulatedChain) -> None:
+        """Raises SlanderError: somebody honest was punished."""
+        for account in sorted(self.honest):
+            if stake_of(chain.tree, account).is_tombstoned:
+                raise SlanderError(f"height {chain.height}: {account.hex()[:8]}")
+
     # In the end
 
     def judge(self) -> None:
@@ -230,20 +250,21 @@ class Oracle:
         """
         if missing := sorted(self.expected_evidence - self.seen_evidence):
             raise MissingEvidenceError(f"(node, height, offender): {missing}")
-        chain = SimulatedChain(SharedLedger(self.genesis))
+        tree, parent = ledger.genesis_state(self.genesis), None
         for height in sorted(self.decided):
-            self._check_again(chain, self.decided[height])
+            parent = self._check_again(tree, parent, self.decided[height])
 
-    def _check_again(self, chain: SimulatedChain, decided: Decided) -> None:
-        """Execute a final block alone, from bytes, and look at the money."""
+    def _check_again(self, tree: StateTree, parent: Header | None, decided: Decided) -> Header:
+        """Execute a final block alone, from bytes."""
         block = Block.from_bytes(decided.block.encoded, max_bytes=MAX_BLOCK_BYTES)
         try:
-            execution = ledger.validate_block(self.genesis, chain.tree, chain.point.parent, block)
-            ledger.verify_commit(self.chain_id, chain.validators, decided.commit)
+            execution = ledger.validate_block(self.genesis, tree, parent, block)
+            ledger.verify_commit(self.chain_id, current_validators(tree), decided.commit)
         except Rejection as rejection:
             raise InvalidDecisionError(f"height {block.height}: {rejection}") from rejection
-        assert execution is not None
-        chain.apply(block, decided.commit)
+        tree.apply(execution.changes)
+        assert tree.root == block.header.state_root
+        return block.header
 
 
 class Bookkeeper:

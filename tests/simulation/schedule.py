@@ -229,8 +229,8 @@ class Schedule:
             Style.POWER: (3_500, 14),
         }[self.style]
         world.separate_faces(Random(self.seed))
+        world.around.are_accusations_held = self.style is Style.MAZE or self.random.random() < 0.5
         if self.style is Style.MAZE:
-            world.around.are_accusations_held = True
             self._enter_maze()
         world.boot()
         for number in range(1, strikes):
@@ -323,7 +323,8 @@ class Schedule:
         """Let them work for a while."""
 
     def _enter_maze(self) -> None:
-        self.world.network.adversary = Maze(self.random.randrange(2**32))
+        accounts = tuple(key.account for key in self.clients)
+        self.world.network.adversary = Maze(self.random, accounts, self.world.scheduler)
 
     def _hide_decision(self) -> None:
         """See `HiddenDecision`: hundreds of schedules without it didn't notice that locks were ignored."""

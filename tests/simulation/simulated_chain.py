@@ -163,7 +163,7 @@ class SharedLedger:
                 if value is not None:
                     values[key] = value
             tree = StateTree(values.items())
-            assert tree.root == block.header.state_root, "the state isn't what the header says"
+            assert tree.root == block.header.state_root, f"height {block.height} leads to another state than it says"
             point.successors[block.encoded] = _point(block.header, tree, point)
         return point.successors[block.encoded]
 

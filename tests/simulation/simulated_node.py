@@ -302,7 +302,7 @@ class SimulatedNode:
     def _as_input(self, message: Vote | ProposalMessage) -> Input:
         if isinstance(message, Vote):
             return VoteReceived(message)
-        self.around.oracle.headers[message.block.id] = message.block.header
+        self.around.oracle.blocks.setdefault(message.block.id, message.block)
         is_timely = abs(message.block.header.time_ms - self.local_ms) <= PARAMETERS.clock_tolerance_ms
         return ProposalReceived(message, self.chain.is_valid(message.block), is_timely)
 

@@ -164,6 +164,7 @@ class World:
         if id(chain.point) not in self._checked:
             self._checked.add(id(chain.point))
             self.bookkeeper.check(chain)
+            self.oracle.check_punished(chain)
 
     def _trace(self, text: str) -> None:
         line = f"{self.scheduler.now_ms:>7} {text}"

@@ -18,6 +18,8 @@ def parse_address(multiaddr: str) -> tuple[Multiaddr, PeerId]:
         TransportError: it is malformed or has no peer id.
     """
     try:
+        if not multiaddr.isprintable():  # the library takes blanks at the end, and addresses are logged
+            raise ValueError("control characters")
         address = Multiaddr(multiaddr)
         peer = PeerId(ID.from_base58(str(address.value_for_protocol("p2p"))).to_base58())
     except (ValueError, LookupError, BaseLibp2pError) as error:

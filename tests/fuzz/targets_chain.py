@@ -23,14 +23,20 @@ from bflnode.consensus.snapshot import SNAPSHOT_VERSION, Snapshot, read_state, w
 from bflnode.consensus.tables import ACCOUNTS
 from bflnode.consensus.transaction import Evidence
 from bflnode.consensus.types import BlobId, BlockId
+from bflnode.node.address_book import AddressBook
 from bflnode.node.bans import Bans
+from bflnode.node.local_discovery import announced_addresses
 from bflnode.node.messages import LightChainRequest, SnapshotOffers, SnapshotsRequest
+from bflnode.node.network import PeerId
 from bflnode.storage.archive import ArchivedBlock, ArchiveHead, ArchiveReader, ArchiveWriter
 from bflnode.storage.errors import StorageError
 from tests.consensus.test_proof_file import NOBODY, HarnessHeaders, balance_claim, model_claim
-from tests.fuzz.rule import Target
+from tests.fuzz.rule import Target, require_readable
 from tests.fuzz.targets_files import put, scratch
-from tests.fuzz.targets_wire import chain, of_record
+from tests.fuzz.targets_wire import PEER, chain, of_record
+
+OTHER_PEER = "12D3KooWRawPbxPtP1eZaJpumGnyWX2DcUyd3RQnydr3eAto4Az7"
+CHAIN_TEXT = "ab" * 32
 
 PIECE = 1_000
 """Bytes in which a snapshot's file arrives: entries lie across the edges."""
@@ -155,6 +161,35 @@ def _ban_lists() -> Sequence[bytes]:
     return [path.read_bytes()]
 
 
+def _address_book(data: bytes) -> None:
+    """A damaged book is set aside; what is read can be added to, saved and read again."""
+    path = put("peers.json", data)
+    book = AddressBook(lambda: 1_000, path)
+    address = f"/ip4/192.0.2.7/tcp/1/p2p/{PEER}"
+    book.met(PeerId(PEER), address)
+    book.save()
+    assert address in AddressBook(lambda: 1_000, path).sample(len(book))
+
+
+def _address_books() -> Sequence[bytes]:
+    path = scratch() / "seed-peers.json"
+    book = AddressBook(lambda: 1_000, path)
+    book.met(PeerId(PEER), f"/ip4/192.0.2.7/tcp/1/p2p/{PEER}")
+    book.heard(f"/dns/node.example/tcp/1/p2p/{OTHER_PEER}", PeerId(PEER))
+    book.save()
+    return [path.read_bytes()]
+
+
+def _announcement(data: bytes) -> None:
+    """What a multicast announcement says, a line an entry: addresses of its own that can be dialled and logged."""
+    entries = (line.partition("=") for line in data.decode("utf-8", "replace").split("\n"))
+    for address in announced_addresses({name: value for name, _, value in entries}, CHAIN_TEXT):
+        require_readable(address)
+        book = AddressBook(lambda: 1_000)
+        book.heard(address, PeerId(OTHER_PEER))
+        assert book.sample(1) in ((), (address,))
+
+
 def chain_targets() -> dict[str, Target]:
     """By name."""
     return {
@@ -171,5 +206,12 @@ def chain_targets() -> dict[str, Target]:
             seeds=lambda: [encode_proof(light_chain(), claim) for claim in _claims()],
         ),
         "archive": Target(decode=_archive, refusals=(StorageError,), seeds=_archives),
+        "address-book": Target(decode=_address_book, refusals=(), seeds=_address_books, is_measured=False),
+        "announcement": Target(
+            decode=_announcement,
+            refusals=(),
+            seeds=lambda: [f"chain={CHAIN_TEXT}\npeer={PEER}\naddress0=/ip4/192.0.2.7/tcp/1/p2p/{PEER}".encode()],
+            limit_bytes=2_048,
+        ),
         "bans": Target(decode=_bans, refusals=(), seeds=_ban_lists, is_measured=False),
     }

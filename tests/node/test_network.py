@@ -64,7 +64,10 @@ class TestDialling:
 
     @pytest.mark.parametrize(
         "address",
-        ["", "nonsense", "/ip4/127.0.0.1/tcp/1", "/ip4/300.1.1.1/tcp/1/p2p/x", "/ip4/127.0.0.1/tcp/1/p2p/xyz"],
+        [
+            *("", "nonsense", "/ip4/127.0.0.1/tcp/1", "/ip4/300.1.1.1/tcp/1/p2p/x", "/ip4/127.0.0.1/tcp/1/p2p/xyz"),
+            "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN\r",
+        ],
     )
     async def test_a_malformed_address_is_explained(self, address: str) -> None:
         async with networks(1) as [(network, _)]:

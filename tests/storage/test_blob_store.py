@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -12,8 +13,8 @@ from hypothesis import strategies as st
 from bflnode.consensus.blob import CHUNK_BYTES, BlobManifest, manifest_of
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.types import BlobId
-from bflnode.storage.blob_store import PARTIAL_KEPT_S, BlobStore
-from bflnode.storage.errors import CorruptBlobError, MissingError, StorageError
+from bflnode.storage.blob_store import PARTIAL_KEPT_S, BlobStore, Pins, Quota
+from bflnode.storage.errors import CorruptBlobError, MissingError, QuotaError, StorageError
 
 MODEL = Random(1).randbytes(2 * CHUNK_BYTES + 1000)
 MANIFEST = manifest_of([MODEL])
@@ -295,3 +296,92 @@ def test_root_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         BlobStore(tmp_path / "blobs")
     assert caught.value.path == tmp_path / "blobs"
+
+
+def test_what_is_stored_is_listed_with_size_and_age(store: BlobStore) -> None:
+    before_ms = int(time.time() * 1000) - 1000
+    blobs = {store.put(b"one"), store.put(b"second")}
+    found = store.stored()
+    assert {entry.id for entry in found} == blobs
+    assert {entry.size_bytes for entry in found} == {3, 6}
+    assert all(before_ms < entry.written_ms <= before_ms + 60_000 for entry in found)
+
+
+def test_pins_last_and_may_be_of_what_is_not_here(store: BlobStore) -> None:
+    blob, other = store.put(b"one"), BlobId(bytes(32))
+    assert store.pins.all() == frozenset()
+    assert [Pins(store.root).add(blob), Pins(store.root).add(other), Pins(store.root).add(blob)] == [True, True, False]
+    (store.root / "pinned" / "not an id").touch()
+    assert BlobStore(store.root).pins.all() == {blob, other}
+    assert [store.pins.remove(other), store.pins.remove(other)] == [True, False]
+    assert store.pins.all() == {blob}
+    assert store.list() == (blob,)
+
+
+def with_quota(store: BlobStore, limit_bytes: int, removable: list[BlobId]) -> list[int]:
+    """Set a quota whose room is made of these blobs, one a time; what was asked for."""
+    asked: list[int] = []
+
+    def make_room(wanted_bytes: int) -> None:
+        asked.append(wanted_bytes)
+        if removable:
+            store.delete(removable.pop())
+
+    store.quota = Quota(limit_bytes, make_room)
+    return asked
+
+
+def test_within_the_quota_nothing_is_asked_for(store: BlobStore) -> None:
+    asked = with_quota(store, 10, [])
+    store.put(bytes(6))
+    store.put(b"1234")
+    assert (asked, store.used_size()) == ([], 10)
+
+
+def test_room_is_asked_for_as_much_as_is_missing(store: BlobStore) -> None:
+    old = store.put(bytes(8))
+    asked = with_quota(store, 10, [old])
+    new = store.put(b"12345")
+    assert (asked, store.list(), store.shortage) == ([3], (new,), None)
+
+
+def test_what_does_not_fit_is_refused_and_leaves_nothing(store: BlobStore, tmp_path: Path) -> None:
+    kept = store.put(bytes(8))
+    with_quota(store, 10, [])
+    file = tmp_path / "file"
+    file.write_bytes(b"12345")
+    for attempt in (lambda: store.put(b"12345"), lambda: store.put_file(file, move=True)):
+        with pytest.raises(QuotaError, match=r"quota of 10 bytes is used up .* of 5 bytes"):
+            attempt()
+    assert store.list() == (kept,)
+    assert file.exists()
+    assert list((store.root / "temporary").iterdir()) == []
+    assert store.shortage is not None
+    store.delete(kept)
+    assert store.shortage is None
+    assert store.put(b"12345") in store.list()
+
+
+def test_what_is_here_already_may_be_stored_again_at_the_quota(store: BlobStore) -> None:
+    blob = store.put(bytes(8))
+    with_quota(store, 8, [])
+    assert store.put(bytes(8)) == blob
+
+
+def test_a_download_takes_its_room_from_the_beginning_and_keeps_it_when_resumed(store: BlobStore) -> None:
+    data = bytes(range(250)) * 2000
+    manifest = manifest_of([data])
+    with_quota(store, len(data) + 10, [])
+    store.begin_download(manifest.id, manifest)
+    assert store.used_size() == len(data)
+    with pytest.raises(QuotaError):
+        store.put(bytes(11))
+    download = store.begin_download(manifest.id, manifest)
+    for index in download.missing():
+        download.write_chunk(index, data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES])
+    download.finish()
+    assert (store.used_size(), store.get(manifest.id)) == (len(data), data)
+    other = manifest_of([bytes(11)])
+    with pytest.raises(QuotaError):
+        store.begin_download(other.id, other)
+    assert list((store.root / "partial").iterdir()) == []

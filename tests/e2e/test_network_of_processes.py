@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bflnode.consensus.types import TOKEN
 from bflnode.node.testnet import launcher_client
 from tests.e2e.network import DEADLINE_S, Network, checks, command, eventually, run_cli
 
@@ -20,6 +21,7 @@ ENDLESS = "1000"
 """Learning rounds: more than any test waits for."""
 
 INITIAL_STAKE = 5_000_000
+BONDED = 4 * TOKEN
 
 Start = Callable[..., Network]
 
@@ -124,24 +126,30 @@ def test_a_round_settles_although_its_aggregator_is_killed_before_it_aggregates(
     assert settled["aggregator"] not in (None, victim)
 
 
-def test_a_late_joiner_catches_up_and_earns(start: Start) -> None:
+def test_a_late_joiner_catches_up_earns_bonds_and_votes(start: Start) -> None:
     network = start("--rounds", ENDLESS)
 
     network.cli("testnet", "add", str(network.directory))
 
     eventually("the late joiner earns", lambda: _is_paid(network, "node4", after=0))
+    home = str(network.testnet.home("node4").root)
+    network.cli("validator", "bond", str(BONDED // TOKEN), "--home", home)
+    own = json.loads(network.cli("validator", "show", "--home", home, "--json"))
+    assert (own["standing"], own["stake"]) == ("active", BONDED)
+    eventually("the late joiner signs a block", lambda: _has_signed(network, "node0", own["index"]))
     joined, others = network.status("node4"), network.status("node0")
     network.down()
     report = network.report(exit_code=4)
     assert joined is not None
     assert others is not None
     assert joined["height"] <= others["height"]
-    assert (joined["is_admitted"], joined["stake"]) == (True, 0)
-    assert joined["balance"] > INITIAL_STAKE
+    assert (joined["is_admitted"], joined["stake"], joined["standing"]) == (True, BONDED, "active")
+    assert joined["balance"] > INITIAL_STAKE - BONDED
     assert checks(report) == BUT_NOT_AT_THE_END
     (line,) = (line for line in report["balances"] if line["node"] == "node4")
     assert line["before"] == 0
-    assert line["after"] == INITIAL_STAKE + line["earned"]
+    assert line["stake"] == BONDED
+    assert line["after"] == INITIAL_STAKE - BONDED + line["earned"]
     assert line["rounds_paid"] > 0
 
 
@@ -175,6 +183,13 @@ def _in_round(network: Network, name: str, number: int) -> dict[str, Any] | None
 def _has_settled(network: Network, name: str, number: int) -> bool:
     status = network.status(name)
     return status is not None and status["settled_rounds"] >= number
+
+
+def _has_signed(network: Network, name: str, index: int) -> bool:
+    """Whether the validator with this index signed one of the last blocks, as a running node sees it."""
+    with network.client(name) as client:
+        blocks = [client.call("block", reference=str(line["height"])) for line in client.call("blockchain", count=10)]
+    return any(index in {entry["index"] for entry in block["commit"]["signatures"]} for block in blocks)
 
 
 def _is_paid(network: Network, name: str, *, after: int) -> bool:

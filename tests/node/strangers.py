@@ -76,10 +76,12 @@ class Stranger:
 
 
 @asynccontextmanager
-async def stranger_of(node: Node, *, seed: int = 99, greets: bool = True) -> AsyncIterator[Stranger]:
+async def stranger_of(
+    node: Node, *, seed: int = 99, greets: bool = True, key: SecretKey | None = None
+) -> AsyncIterator[Stranger]:
     """A stranger connected to a node, and greeted unless a test wants to do that itself."""
     chain_id = node.chain.genesis.chain_id
-    stranger = Stranger(chain_id, SecretKey.from_seed(bytes([seed]) * 32))
+    stranger = Stranger(chain_id, key or SecretKey.from_seed(bytes([seed]) * 32))
     config = NetworkConfig(
         identity_seed=bytes([seed]) * 32,
         listen=("/ip4/127.0.0.1/tcp/0",),

@@ -87,6 +87,27 @@ def test_node_in_the_background_is_asked_pays_and_stops(background: tuple[Home, 
     assert read(home, "status")["running"] is False
 
 
+def test_stake_is_bonded_and_unbonded_through_the_running_node(background: tuple[Home, Harness]) -> None:
+    home, _ = background
+    assert read(home, "validator", "bond", "1.5")["status"] == "included"
+    assert read(home, "validator", "unbond", "0.5")["status"] == "included"
+    shown = read(home, "validator", "show")
+    assert (shown["standing"], shown["stake"], shown["index"]) == ("active", 1_000_010, 0)
+    assert [entry["amount"] for entry in shown["unbonding"]] == [500_000]
+    assert read(home, "account")["balance"] == 1_500_000
+    for arguments, message in (
+        (("bond", "2"), "insufficient-funds: 1.500000 tokens (1500000 micro-tokens) are free"),
+        (("unbond", "2"), "insufficient-stake: 1.000010 tokens"),
+        (("unbond", "1.00001"), "last-validator"),
+        (("unjail",), "not-jailed: the account's standing is active"),
+    ):
+        refused = bflnode(home, "validator", *arguments)
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1), refused.stderr
+        assert message in refused.stderr
+    assert read(home, "evidence", "list") == []
+    assert read(home, "chain", "verify", "--reexecute")["is_valid"] is True
+
+
 def test_killed_node_is_seen_as_stopped_and_starts_again(background: tuple[Home, Harness]) -> None:
     home, _ = background
     os.kill(read(home, "status")["pid"], signal.SIGKILL)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bflnode.storage.failpoints import names
 
-from . import disks, failpoint_runs, kills
+from . import damages, disks, failpoint_runs, kills
 
 
 def main() -> int:
@@ -27,6 +27,8 @@ def main() -> int:
     points.add_argument("points", nargs="*", metavar="POINT", help="only these; default all")
     disk = verbs.add_parser("disk", help="disks of nodes are full, or fail")
     disk.add_argument("faults", nargs="*", metavar="FAULT", help="only these; default all")
+    damage = verbs.add_parser("damage", help="homes of nodes lose files, and single bits")
+    damage.add_argument("damages", nargs="*", metavar="DAMAGE", help="only these; default all")
     for verb in verbs.choices.values():
         verb.add_argument("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
     options = parser.parse_args()
@@ -44,6 +46,11 @@ def main() -> int:
             elif options.verb == "disk":
                 failed = disks.run(directory, faults=options.faults or disks.ALL_FAULTS, seed=options.seed, say=say)
                 outcome, table = asdict(failed), disks.table(failed)
+            elif options.verb == "damage":
+                lost = damages.run(
+                    directory, damages=options.damages or damages.ALL_DAMAGES, seed=options.seed, say=say
+                )
+                outcome, table = asdict(lost), damages.table(lost)
             else:
                 chosen = options.points or names()
                 died = failpoint_runs.run(directory, points=chosen, seed=options.seed, say=say)

@@ -92,7 +92,7 @@ def run(directory: Path, *, faults: Sequence[str], seed: int, say: Callable[[str
 
 def _fail(field: Field, node: str, fault: str) -> Fault:
     field.stop(node)
-    said = _last_words(field.testnet.home(node), field.start_armed(node, fault))
+    said = last_words(field.testnet.home(node), field.start_armed(node, fault))
     return Fault(fault, node, said, _restart(field, node))
 
 
@@ -107,7 +107,7 @@ def _fill(field: Field, node: str) -> Fault:
         with ballast.open("wb", buffering=0) as file, suppress(OSError):
             while file.write(bytes(4096)):
                 pass
-        said = _last_words(home, process)
+        said = last_words(home, process)
         ballast.unlink()
         signing_s = _restart(field, node)
         field.stop(node)
@@ -122,7 +122,7 @@ def _restart(field: Field, node: str) -> float:
     return time.monotonic() - started_s
 
 
-def _last_words(home: Home, process: subprocess.Popen[bytes]) -> str:
+def last_words(home: Home, process: subprocess.Popen[bytes]) -> str:
     """Wait until a node has ended by itself; what it said last, which must be one line that names the disk's fault."""
     try:
         status = process.wait(DEADLINE_S)

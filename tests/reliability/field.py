@@ -181,5 +181,7 @@ def running_field(directory: Path, seed: int) -> Iterator[Field]:
             processes.up(testnet)
             with Load(testnet, seed) as load:
                 yield Field(testnet, testnet.nodes[:-1], watch, load)
+            top, witness = watch.top(), testnet.nodes[-1]
+            watch.wait("the witness has every block", lambda: watch.height(witness) >= top, DEADLINE_S)
         finally:
             processes.down(testnet)

@@ -295,7 +295,7 @@ def _read_idx(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8, offset=header_size).reshape(shape)
 
 
-def _read_bounded(file: IO[bytes]) -> bytes:
+def _read_bounded(file: IO[bytes] | gzip.GzipFile) -> bytes:
     """The content, or a little more than may be; in pieces, since memory is taken for what is asked for."""
     content = bytearray()
     while len(content) <= MAX_IDX_SIZE and (piece := file.read(IDX_PIECE_SIZE)):

@@ -1,12 +1,12 @@
 """Looks for the seed, or the script, that notices a mutant."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from .mutants import Mutant
 from .schedule import simulate
-from .scripts import SCRIPTS
+from .scripts import Script, StageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Kill:
     runs: int
 
 
-def by_seeds(mutant: Mutant, seeds: range) -> Kill | None:
+def by_seeds(mutant: Mutant, seeds: Iterable[int]) -> Kill | None:
     """The first of these seeds that notices a mutant."""
     for runs, seed in enumerate(seeds, start=1):
         check = _check_broken_by(lambda mutation, seed=seed: simulate(seed, mutation=mutation), mutant)
@@ -33,9 +33,9 @@ def by_seeds(mutant: Mutant, seeds: range) -> Kill | None:
     return None
 
 
-def by_scripts(mutant: Mutant) -> Kill | None:
-    """The first script that notices a mutant."""
-    for runs, (name, script) in enumerate(SCRIPTS.items(), start=1):
+def by_scripts(mutant: Mutant, scripts: Mapping[str, Script]) -> Kill | None:
+    """The first of these scripts that notices a mutant."""
+    for runs, (name, script) in enumerate(scripts.items(), start=1):
         check = _check_broken_by(script, mutant)
         if check is not None:
             return Kill(name, check, runs)
@@ -47,4 +47,6 @@ def _check_broken_by(run: Callable[[Callable[[], AbstractContextManager[object]]
         run(mutant.mutation)
     except AssertionError as error:
         return type(error).__name__
+    except StageError:
+        return None
     return None

@@ -28,11 +28,13 @@ class Mutant:
     Attributes:
         name: what is wrong, for people.
         mutation: makes the product so.
-        seeds: that are known to notice it.
+        scripts: that are known to notice it.
+        seeds: that are known to notice it; looked at where no script does.
     """
 
     name: str
     mutation: Callable[[], AbstractContextManager[object]]
+    scripts: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
 
 

@@ -67,12 +67,11 @@ class MoneyError(ViolationError):
 
 @dataclass(frozen=True, slots=True)
 class Voting:
-    """What an honest node knows as it signs."""
+    """What an honest node knows as it sends what it signed; no time if it signed that before it died."""
 
     node: int
     validators: ValidatorSet
-    local_ms: int
-    tolerance_ms: int
+    local_ms: int | None
 
 
 class SlanderError(ViolationError):
@@ -158,8 +157,9 @@ class Oracle:
 
     def _check_prevote(self, vote: Vote, header: Header, voting: Voting) -> None:
         if header.round == vote.round:
-            distance_ms = abs(header.time_ms - voting.local_ms)
-            if header.proposer != vote.validator and distance_ms > voting.tolerance_ms + TIME_SLACK_MS:
+            distance_ms = 0 if voting.local_ms is None else abs(header.time_ms - voting.local_ms)
+            tolerance_ms = self.genesis.parameters.clock_tolerance_ms + TIME_SLACK_MS
+            if header.proposer != vote.validator and distance_ms > tolerance_ms:
                 raise UnjustifiedVoteError(f"node {voting.node} prevotes a block that is {distance_ms} ms off")
         elif not any(
             self._has_polka(vote.height, round_, vote.block_id, voting) for round_ in range(header.round, vote.round)

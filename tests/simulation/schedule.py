@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 
@@ -121,6 +121,23 @@ def draw_setting(random: Random, style: Style) -> Setting:
         habits=habits,
         rounds=random.choice([1, 2]) if style is Style.LEARNING else 0,
         probe_mode=random.choice(list(ProbeMode)),
+    )
+
+
+def with_too_many_traitors(setting: Setting) -> Setting:
+    """Four validators of whom two vote for everything."""
+    vices = frozenset({Vice.SUPPORT, Vice.EQUIVOCATE})
+    traitors = (2, 3)
+    return replace(
+        setting,
+        keys=validator_keys(4),
+        stakes=(10,) * 4,
+        queue=(),
+        clients=(),
+        rounds=0,
+        faults=dict.fromkeys(traitors, Fault.TRAITOR),
+        vices=dict.fromkeys(traitors, vices),
+        clocks={},
     )
 
 
@@ -443,13 +460,16 @@ def remedy_height(error: SignerWalError) -> int:
     return int(found[1])
 
 
-def simulate(seed: int, trace: Trace = lambda text: None, mutation: Mutation = nullcontext) -> Report:
+def simulate(
+    seed: int, trace: Trace = lambda text: None, mutation: Mutation = nullcontext, *, is_beyond_bound: bool = False
+) -> Report:
     """One run.
 
     Args:
         seed: of everything.
         trace: takes each line of what happens.
         mutation: changes the product while the run lasts; what is checked in the end is checked without it.
+        is_beyond_bound: whether half of the stake are traitors, which breaks every promise.
 
     Raises:
         ViolationError: a rule was broken.
@@ -457,6 +477,8 @@ def simulate(seed: int, trace: Trace = lambda text: None, mutation: Mutation = n
     random = Random(f"schedule {seed}")
     style = list(Style)[seed % len(Style)]
     setting = draw_setting(random, style)
+    if is_beyond_bound:
+        style, setting = Style.MAZE, with_too_many_traitors(setting)
     with simulated_system() as system:
         with mutation():
             world = World(setting, system=system, random=random, trace=trace)

@@ -430,7 +430,7 @@ class SimulatedNode:
             case SignProposal():
                 self._sign_proposal(effect)
             case SendVote(message) | SendProposal(message):
-                self._send_own(message)
+                self._send_own(message, is_sent_again=True)
             case Schedule(timeout, duration_ms):
                 self.later(self.clock.virtual_ms(duration_ms), lambda: self._time_out(timeout))
             case BuildBlock(height, round_):
@@ -459,8 +459,8 @@ class SimulatedNode:
         self._send_own(message)
         self._inputs.append(ProposalReceived(message, is_valid=True))
 
-    def _send_own(self, message: Vote | ProposalMessage) -> None:
-        voting = Voting(self.number, self.chain.validators, self.local_ms, PARAMETERS.clock_tolerance_ms)
+    def _send_own(self, message: Vote | ProposalMessage, *, is_sent_again: bool = False) -> None:
+        voting = Voting(self.number, self.chain.validators, None if is_sent_again else self.local_ms)
         self.around.oracle.signs(message, voting)
         self.around.trace(f"{self.number} signs {_told(message)}")
         self._broadcast(message)

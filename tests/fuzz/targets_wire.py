@@ -20,7 +20,7 @@ from bflnode.consensus.block import (
     sign_proposal,
     sign_vote,
 )
-from bflnode.consensus.clustering import matrix_from_triangle, triangle_from_matrix
+from bflnode.consensus.clustering import centroids, cluster, matrix_from_triangle, triangle_from_matrix
 from bflnode.consensus.encoding import decode, encode
 from bflnode.consensus.records import Record
 from bflnode.consensus.rejection import Rejection
@@ -182,6 +182,30 @@ def _triangles() -> Sequence[bytes]:
     return [np.full(entries, value, dtype=">i2").tobytes() for value in values]
 
 
+def _clusters(data: bytes) -> bytes:
+    """A number of clusters, and a triangle of up to 16 clients: whatever it says, everybody finds clusters in it."""
+    wanted, triangle = 1 + data[0] % 6 if data else 1, data[1:]
+    clients = next((count for count in range(1, 17) if count * (count - 1) == len(triangle)), CLIENTS)
+    matrix = matrix_from_triangle(triangle, clients)
+    labels = cluster(matrix, wanted)
+    found = max(labels) + 1
+    assert len(labels) == clients
+    assert list(dict.fromkeys(labels)) == list(range(found)), labels
+    assert found <= max(wanted, 1) or clients < wanted
+    assert [labels[client] for client in centroids(matrix, labels)] == list(range(found))
+    assert cluster(matrix, wanted) == labels
+    return data[:1] + triangle_from_matrix(matrix)
+
+
+def _cluster_inputs() -> Sequence[bytes]:
+    """One cluster, none, and two that are plain; of 5 and of 12 clients."""
+    generator = np.random.default_rng(3)
+    sizes = [clients * (clients - 1) // 2 for clients in (1, 2, 5, 12)]
+    plain = [np.full(size, value) for size in sizes for value in (10_000, -10_000)]
+    drawn = [generator.integers(-10_000, 10_001, size) for size in sizes]
+    return [bytes([1]) + entries.astype(">i2").tobytes() for entries in (*plain, *drawn)]
+
+
 def _weights(data: bytes) -> bytes:
     """Weights against the table that they state, and against another."""
     table = read_table(data)
@@ -274,6 +298,9 @@ def wire_targets() -> dict[str, Target]:
             decode=_proof, refusals=(Rejection,), seeds=lambda: [proof.to_bytes() for _, proof, _ in _proofs()]
         ),
         "similarities": Target(decode=_triangle, refusals=(Rejection,), seeds=_triangles),
+        "clusters": Target(
+            decode=_clusters, refusals=(Rejection,), seeds=_cluster_inputs, limit_bytes=241, cpu_per_byte_s=2e-3
+        ),
         "weights": Target(decode=_weights, refusals=(InvalidWeights,), seeds=lambda: [serialize(_TENSORS)]),
         "frames": Target(
             decode=_frames,

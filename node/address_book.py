@@ -68,7 +68,11 @@ class AddressBook:
     def __init__(self, now_ms: Callable[[], int], path: Path | None = None) -> None:
         self._now_ms = now_ms
         self._path = path
-        self._entries: dict[PeerId, Entry] = dict(_read(path)) if path is not None else {}
+        self._entries: dict[PeerId, Entry] = {}
+        self._hosts: Counter[str] = Counter()
+        self._sources: Counter[str] = Counter()
+        for peer, entry in _read(path) if path is not None else ():
+            self._put(peer, entry)
         self._is_saved = True
 
     def __len__(self) -> int:
@@ -84,7 +88,8 @@ class AddressBook:
 
     def met(self, peer: PeerId, address: str) -> None:
         """A peer of this chain answered at an address that this node dialled."""
-        self._entries.pop(peer, None)
+        if peer in self._entries:
+            self._drop(peer)
         proven = [known for known, entry in self._entries.items() if entry.met_ms]
         if len(proven) >= MAX_PROVEN:
             self._drop(min(proven, key=lambda known: self._entries[known].met_ms))
@@ -99,15 +104,9 @@ class AddressBook:
             return False
         if peer in self._entries or len(address) > MAX_ADDRESS_LENGTH:
             return False
-        hosts, sources = Counter[str](), Counter[str]()
-        hearsay = []
-        for known, entry in self._entries.items():
-            hosts[host_and_port(entry.address)[0]] += 1
-            sources[entry.source] += 1
-            if not entry.met_ms:
-                hearsay.append(known)
-        if hosts[host] >= MAX_PER_HOST or sources[source] >= MAX_PER_SOURCE:
+        if self._hosts[host] >= MAX_PER_HOST or self._sources[source] >= MAX_PER_SOURCE:
             return False
+        hearsay = [known for known, entry in self._entries.items() if not entry.met_ms]
         if len(hearsay) >= MAX_HEARSAY:
             self._drop(hearsay[0])
         self._put(peer, Entry(address, source=source))
@@ -147,11 +146,19 @@ class AddressBook:
             _log.warning("the addresses of peers can't be written to %s: %s", self._path, error)
 
     def _put(self, peer: PeerId, entry: Entry) -> None:
+        if peer in self._entries:
+            self._drop(peer)
         self._entries[peer] = entry
+        self._hosts[host_and_port(entry.address)[0]] += 1
+        self._sources[entry.source] += 1
         self._is_saved = False
 
     def _drop(self, peer: PeerId) -> None:
-        del self._entries[peer]
+        entry = self._entries.pop(peer)
+        for counter, key in ((self._hosts, host_and_port(entry.address)[0]), (self._sources, entry.source)):
+            counter[key] -= 1
+            if not counter[key]:
+                del counter[key]
         self._is_saved = False
 
 

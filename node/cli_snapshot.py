@@ -147,9 +147,9 @@ class _OfHome:
         return [describe(self._store, found) for found in self._store.list()]
 
     def create(self) -> Any:
-        from .snapshots import describe, prune
+        from .snapshots import describe, freeze, prune
 
-        with self._chain.freeze() as frozen:
+        with freeze(self._chain) as frozen:
             made = self._store.create(frozen.header, frozen.commit, frozen.entries())
         prune(self._store, self._chain, self._kept)
         return describe(self._store, made)

@@ -15,7 +15,8 @@ from bflnode.consensus.block import Commit, Header
 from bflnode.consensus.light import make_light_chain
 from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.rejection import Reason, Rejection
-from bflnode.consensus.snapshot import Snapshot
+from bflnode.consensus.snapshot import Snapshot, read_state
+from bflnode.consensus.state import StateTree
 from bflnode.consensus.types import Hash
 from bflnode.storage.chain_store import ChainStore, FrozenState
 from bflnode.storage.errors import MissingError, StorageError
@@ -71,9 +72,10 @@ class Snapshots:
         """Make a snapshot of the state as it is now.
 
         Raises:
-            StorageError: there is no block yet, or the disk is at fault.
+            InspectionError: there is no block yet.
+            StorageError: the disk is at fault.
         """
-        return await self._write(self._chain.freeze())
+        return await self._write(freeze(self._chain))
 
     async def _write(self, frozen: FrozenState) -> Snapshot:
         def work() -> Snapshot:
@@ -100,10 +102,43 @@ class Snapshots:
         return SnapshotOffers(tuple(found[::-1][:MAX_OFFERS])).to_bytes()
 
 
+def freeze(chain: ChainStore) -> FrozenState:
+    """The state as it is now, to be written out.
+
+    Raises:
+        InspectionError: there is no block yet.
+        StorageError: the disk is at fault.
+    """
+    if chain.tip().height == 0:
+        raise InspectionError("the chain has no blocks yet: start the node and wait for the first")
+    return chain.freeze()
+
+
 def prune(store: SnapshotStore, chain: ChainStore, kept: int) -> None:
     """Remove all but the latest snapshots, and the one that the chain starts from: it is verified from there."""
     for height in store.prune(kept, always=chain.base):
         _log.info("removed the snapshot of height %d", height)
+
+
+def base_state(chain: ChainStore, store: SnapshotStore) -> StateTree | None:
+    """The state that a chain starts from: of the snapshot that was kept for that; None for the genesis.
+
+    Raises:
+        MissingError: the snapshot isn't here, or not what it was.
+        StorageError: the disk is at fault.
+    """
+    if not chain.base:
+        return None
+    header = chain.header(chain.base)
+    kept = next((snapshot for snapshot in store.list() if snapshot.header == header), None)
+    try:
+        if kept is not None:
+            return read_state(kept, store.pieces(kept))
+    except Rejection as rejection:
+        _log.error("the snapshot of height %d is damaged: %s", chain.base, rejection)
+    cause = f"the snapshot of height {chain.base}, from which this chain starts, is gone: nothing can be executed again"
+    remedy = "The node works without; to verify, copy the snapshot from another node, or verify there"
+    raise MissingError(store.root, cause, remedy)
 
 
 def delete_snapshot(store: SnapshotStore, chain: ChainStore, height: int) -> None:

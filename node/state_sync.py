@@ -18,7 +18,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 
 import trio
 
@@ -72,9 +71,6 @@ GATHER_S = 1.0
 
 COMPLAIN_S = 30.0
 """How often the log repeats why nothing happens."""
-
-COPY_BYTES = 1024 * 1024
-"""Piece in which a snapshot's file is read."""
 
 
 def parse_trust(text: str) -> Trust:
@@ -347,9 +343,8 @@ class _Search:
         if not await exchange.attempt(snapshot.state, max_bytes=MAX_BLOB_BYTES):
             self._fault = f"the state of height {snapshot.height} did not come whole; what came is kept"
             return None
-        path = await trio.to_thread.run_sync(self._store.blobs.path, snapshot.state)
         try:
-            tree = await trio.to_thread.run_sync(read_state, snapshot, _pieces(path))
+            tree = await trio.to_thread.run_sync(read_state, snapshot, self._store.pieces(snapshot))
         except Rejection as rejection:
             await trio.to_thread.run_sync(self._store.blobs.delete, snapshot.state)
             for peer in holders:
@@ -427,9 +422,3 @@ def ranked(offers: Iterable[tuple[PeerId, Snapshot]]) -> list[Candidate]:
 
 def _is_digest(text: str) -> bool:
     return len(text) == 64 and not text.lower().strip("0123456789abcdef")
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while piece := file.read(COPY_BYTES):
-            yield piece

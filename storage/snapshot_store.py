@@ -20,6 +20,7 @@ from bflnode.consensus.block import Commit, Header
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.snapshot import (
     MAX_SNAPSHOT_BYTES,
+    PIECE_BYTES,
     SNAPSHOT_VERSION,
     Snapshot,
     write_entries,
@@ -116,6 +117,18 @@ class SnapshotStore:
             MissingError: it has been deleted.
         """
         return self.blobs.size(snapshot.state)
+
+    def pieces(self, snapshot: Snapshot) -> Iterator[bytes]:
+        """The file of a snapshot, in pieces; checked on its first use since opening.
+
+        Raises:
+            MissingError: it has been deleted, or was found corrupt and has been moved aside.
+            StorageError: the disk is at fault.
+        """
+        path = self.blobs.path(snapshot.state)
+        with _disk(path, "reading a snapshot"), path.open("rb") as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece
 
     def delete(self, height: int) -> bool:
         """Remove a snapshot; says whether it was there.

@@ -93,12 +93,18 @@ def chain_verify(home: "Home", as_json: bool, reexecute: bool) -> None:
 
 
 def _render_verification(answer: dict[str, Any]) -> None:
+    base = answer["base"]
     facts(
         [
             ("chain", answer["chain_id"]),
-            ("verified", f"{answer['verified']} of {answer['tip']} blocks, {answer['transactions']} transactions"),
+            (
+                "verified",
+                f"{answer['verified'] - base} of {answer['tip'] - base} blocks, {answer['transactions']} transactions",
+            ),
         ]
     )
+    if base:
+        click.echo(f"from block {base + 1} on: this node's chain starts from a snapshot at height {base}")
     for task in answer["reexecution"]:
         line = f"task {short(task['task'])}: {task['reexecuted']} of {task['settled']} learning rounds aggregated again"
         if task["missing"]:

@@ -159,9 +159,13 @@ class HomeReader:
 
     def verify(self, *, reexecute: bool) -> dict[str, Any]:
         """Verify the chain here."""
+        from bflnode.storage.snapshot_store import SnapshotStore
+
+        from .snapshots import base_state
         from .verify import verify_chain
 
-        found = verify_chain(self._store, self._blobs, reexecute=reexecute)
+        start = base_state(self._store, SnapshotStore(self._home.snapshots))
+        found = verify_chain(self._store, self._blobs, reexecute=reexecute, start=start)
         return {"is_valid": found.is_valid, **asdict(found)}
 
     def _identity(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from .node import Node
 from .node_clock import now_ms
 from .proofs import collect, finish
 from .refusals import InspectionError, ParameterError
-from .snapshots import delete_snapshot, describe
+from .snapshots import base_state, delete_snapshot, describe
 from .task_dump import task_dump
 
 IN_THREAD = frozenset({"block", "blockchain"})
@@ -235,7 +235,9 @@ class RpcMethods:
             def progress(_height: int, _tip: int) -> None:
                 trio.from_thread.check_cancelled()
 
-            found = verify_chain(self._node.chain.store, self._node.blobs, reexecute=reexecute, progress=progress)
+            node = self._node
+            start = base_state(node.chain.store, node.snapshots.store)
+            found = verify_chain(node.chain.store, node.blobs, reexecute=reexecute, progress=progress, start=start)
             return {"is_valid": found.is_valid, **asdict(found)}
 
         return await trio.to_thread.run_sync(work, limiter=self._verifying)

@@ -1,8 +1,9 @@
 """Checking a whole chain from its genesis, as somebody who trusts nobody would: no agreement, no network.
 
 Every block is read, checked and executed again on a state that starts at the genesis: hashes, parents, signatures,
-commits, roots and with them all payouts (level 1). With `reexecute` every settled learning round is aggregated again
-from the stored models: the outputs bit for bit (level 2), the similarity matrix within the task's tolerance (level 3).
+commits, roots and with them all payouts (level 1). A chain that starts from a snapshot is checked from there on. With
+`reexecute` every settled learning round is aggregated again from the stored models: the outputs bit for bit (level 2),
+the similarity matrix within the task's tolerance (level 3).
 
 What belongs here: the walk, and naming the first fault. The rules are `ledger`'s, the arithmetic `worker_jobs`'.
 """
@@ -117,6 +118,7 @@ class Verification:
         transactions: how many were executed.
         reexecution: one entry a task with settled learning rounds; empty unless asked for.
         fault: the first fault, or None.
+        base: height of the snapshot that the chain starts from: nothing up to it was executed; 0 for the genesis.
     """
 
     chain_id: str
@@ -125,6 +127,7 @@ class Verification:
     transactions: int
     reexecution: tuple[TaskReexecution, ...]
     fault: ChainFault | None
+    base: int = 0
 
     @property
     def is_valid(self) -> bool:
@@ -133,20 +136,29 @@ class Verification:
 
 
 def verify_chain(
-    store: ChainStore, blobs: BlobStore, *, reexecute: bool, progress: Progress | None = None
+    store: ChainStore,
+    blobs: BlobStore,
+    *,
+    reexecute: bool,
+    progress: Progress | None = None,
+    start: StateTree | None = None,
 ) -> Verification:
-    """Verify a chain from its genesis up to the first fault.
+    """Verify a chain from its genesis, or from the snapshot that it starts from, up to the first fault.
 
     Args:
         store: the chain.
         blobs: models and probe sets; only read with `reexecute`. One that is found corrupt is moved aside.
         reexecute: whether to aggregate every settled learning round again. Imports torch, uses one core.
         progress: told after each block.
+        start: the state after the store's base, the caller's no longer (see `snapshots.base_state`); None: genesis.
 
     Raises:
         StorageError: the disk is at fault (contents that are wrong are a fault of the chain, and reported).
     """
-    walk = _Walk(store, blobs if reexecute else None)
+    if store.base and start is None:
+        cause = f"the chain starts from a snapshot at height {store.base}, and its state is not at hand"
+        raise MissingError(store.path, cause, "Verify the chain of a node that has all blocks")
+    walk = _Walk(store, blobs if reexecute else None, start)
     fault = None
     try:
         for height in walk.blocks():
@@ -164,6 +176,7 @@ def verify_chain(
         transactions=walk.transactions,
         reexecution=tuple(record.report(task) for task, record in walk.rounds.items()),
         fault=fault,
+        base=store.base,
     )
 
 
@@ -196,15 +209,15 @@ class _Rounds:
 class _Walk:
     """The state of a verification: how far it is, and the ledger's state there."""
 
-    def __init__(self, store: ChainStore, blobs: BlobStore | None) -> None:
+    def __init__(self, store: ChainStore, blobs: BlobStore | None, start: StateTree | None) -> None:
         self.tip = store.tip().height
-        self.verified = 0
+        self.verified = store.base
         self.transactions = 0
         self.rounds: dict[Hash, _Rounds] = {}
         self._store = store
         self._blobs = blobs
-        self._tree: StateTree = genesis_state(store.genesis)
-        self._parent: Header | None = None
+        self._tree: StateTree = genesis_state(store.genesis) if start is None else start
+        self._parent: Header | None = store.header(store.base) if store.base else None
 
     def blocks(self) -> Iterator[int]:
         """Verify block after block, then the live state; yields each height once it is right.

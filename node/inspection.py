@@ -116,6 +116,7 @@ class Inspector:
             "standing": standing(self._state, self.account_id).value,
             "advice": advice(self._store.genesis, self._state, self.account_id),
             "validators": len(validators),
+            "base": self._store.base,
             "task": None if current is None else current.slot.task.hex(),
             "round": None if current is None else current.slot.number,
             "attempt": None if current is None else current.slot.attempt,
@@ -140,11 +141,11 @@ class Inspector:
         return task.specification.rounds
 
     def head(self) -> Json:
-        """The last block; height 0 is the genesis."""
+        """The last block; height 0 is the genesis. Of a block that the chain starts from only the state is here."""
         tip = self._store.tip()
-        if tip.height == 0:
+        if tip.height == self._store.base:
             return {
-                "height": 0,
+                "height": tip.height,
                 "id": tip.block_id.hex(),
                 "time_ms": tip.time_ms,
                 "state_root": tip.state_root.hex(),
@@ -204,11 +205,20 @@ class Inspector:
         if reference.isascii() and reference.isdigit() and len(reference) < 20:
             if not 1 <= int(reference) <= tip:
                 raise InspectionError(f"there is no block {reference}: the chain has blocks 1 to {tip}")
+            if int(reference) <= self._store.base:
+                raise InspectionError(f"block {reference} is not here: {self._beginning()}")
             return self._store.block(int(reference))
         block = self._store.block_by_id(BlockId(_digest(reference, 'block: give a height, a block id or "latest"')))
         if block is None:
+            if self._store.base:
+                raise InspectionError(f"no block here has the id {reference}: {self._beginning()}")
             raise InspectionError(f"no block has the id {reference}: check it with `bflnode chain list`")
         return block
+
+    def _beginning(self) -> str:
+        """Why something old isn't here, where a node joined by state."""
+        base = self._store.base
+        return f"this node's chain starts from a snapshot at height {base}; ask a node that has all blocks (--rpc URL)"
 
     def transaction(self, reference: str) -> Json:
         """A transaction in a block.
@@ -219,6 +229,8 @@ class Inspector:
         identifier = TransactionId(_digest(reference, "transaction id: 64 hex digits"))
         stored = self._store.transaction(identifier)
         if stored is None:
+            if self._store.base:
+                raise InspectionError(f"no block here has the transaction {reference}: {self._beginning()}")
             raise InspectionError(f"no block has the transaction {reference}: it may still wait, or have expired")
         header = self._store.header(stored.height)
         return {

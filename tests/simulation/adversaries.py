@@ -53,7 +53,7 @@ class Maze:
 
     A node mostly misses as many validators as it can spare, so that it goes on from round to round, and now and then
     all of them; of final blocks it hears at a few heights only. So quorums form here and there, of all shapes, for one
-    or for many, and nobody can tell the others. What is hidden may be pulled later, mostly when the next round has begun.
+    or for many, and nobody can tell the others. What is hidden may be pulled later, mostly in the next round.
     """
 
     def __init__(self, random: Random, accounts: tuple[AccountId, ...], scheduler: Scheduler) -> None:

@@ -42,7 +42,9 @@ def by_scripts(mutant: Mutant, scripts: Mapping[str, Script]) -> Kill | None:
     return None
 
 
-def _check_broken_by(run: Callable[[Callable[[], AbstractContextManager[object]]], object], mutant: Mutant) -> str | None:
+def _check_broken_by(
+    run: Callable[[Callable[[], AbstractContextManager[object]]], object], mutant: Mutant
+) -> str | None:
     try:
         run(mutant.mutation)
     except AssertionError as error:

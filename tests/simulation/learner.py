@@ -38,7 +38,7 @@ from bflnode.consensus.transaction import (
 )
 from bflnode.consensus.types import AccountId, BlobId, Hash
 
-from .simulated_chain import CLASSES, MODEL_BYTES
+from .simulated_chain import MODEL_BYTES
 
 RETRY_MS = 1_000
 """What is still owed then is done again: a transaction may have been lost."""
@@ -214,9 +214,7 @@ class Learner:
         marked = (FALSE_OUTPUT + output[len(FALSE_OUTPUT) :] if is_false else output for output in outputs)
         is_public = duty.specification.probe_mode is ProbeMode.PUBLIC
         opening = None if is_public else self._opening(duty.slot)
-        return Aggregate(
-            duty.slot, triangle_from_matrix(matrix), tuple(BlobId(output) for output in marked), opening
-        )
+        return Aggregate(duty.slot, triangle_from_matrix(matrix), tuple(BlobId(output) for output in marked), opening)
 
 
 def _similarity(one: OfferedModel, other: OfferedModel) -> int:

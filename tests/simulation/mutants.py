@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
-from bflnode.consensus import learning_round, ledger, machine, quorum, staking
+from bflnode.consensus import learning_round, ledger, quorum
 from bflnode.consensus.block import NIL, Proposal, Vote, VoteKind
 from bflnode.consensus.machine import Machine
 from bflnode.consensus.quorum import ValidatorSet
@@ -151,7 +151,7 @@ def _third_is_enough(of: VoteKind) -> Callable[[Any], Any]:
 
 def _any_is_enough(has_quorum: Any) -> Any:
     def mutated(self: VoteBook, round_: int, kind: VoteKind, block_id: Any) -> bool:
-        return kind is VoteKind.PREVOTE and block_id != NIL or has_quorum(self, round_, kind, block_id)
+        return (kind is VoteKind.PREVOTE and block_id != NIL) or has_quorum(self, round_, kind, block_id)
 
     return mutated
 
@@ -225,21 +225,27 @@ MUTANTS = (
     Mutant("valid value not proposed again (line 15)", replaced(Machine, "_begin_propose", _forgets_valid_value)),
     # Certificates
     Mutant("certificate of a re-proposal not checked", replaced(Machine, "_check_certificate", does_nothing())),
-    Mutant("certificate counted by votes, not validators", replaced(Machine, "_check_certificate", _certificate_by_votes)),
+    Mutant(
+        "certificate counted by votes, not validators", replaced(Machine, "_check_certificate", _certificate_by_votes)
+    ),
     Mutant("re-proposal without certificate", replaced(Machine, "_begin_propose", _proposes_without_certificate)),
     # Proposals
     Mutant("proposer not checked", replaced(Machine, "_check_proposal", passes(Reason.WRONG_PROPOSER))),
     Mutant("prevote for invalid blocks", replaced(Machine, "_receive_proposal", _with_event(is_valid=True))),
     Mutant("prevote whatever the time", replaced(Machine, "_receive_proposal", _with_event(is_timely=True))),
     # Quorums
-    Mutant("quorum at exactly two thirds", replaced(quorum, "is_quorum", lambda _: lambda w, total: 3 * w >= 2 * total)),
+    Mutant(
+        "quorum at exactly two thirds", replaced(quorum, "is_quorum", lambda _: lambda w, total: 3 * w >= 2 * total)
+    ),
     Mutant("quorum by heads, not stake", replaced(VoteBook, "has_quorum_for", _counts_heads)),
     Mutant("vote counted twice", replaced(VoteBook, "add", _counts_twice)),
     Mutant("precommit without quorum of prevotes", replaced(VoteBook, "has_quorum_for", _any_is_enough)),
     Mutant("precommit with a third", replaced(VoteBook, "has_quorum_for", _third_is_enough(VoteKind.PREVOTE))),
     Mutant("decision with a third", replaced(VoteBook, "has_quorum_for", _third_is_enough(VoteKind.PRECOMMIT))),
     # Rounds
-    Mutant("round skipped on one word (line 55)", replaced(ValidatorSet, "exceeds_third", lambda _: lambda self, w: w > 0)),
+    Mutant(
+        "round skipped on one word (line 55)", replaced(ValidatorSet, "exceeds_third", lambda _: lambda self, w: w > 0)
+    ),
     Mutant("no precommit time-out (line 47)", replaced(Machine, "_await_precommits_line_47", does_nothing(False))),
     # Signatures
     Mutant("votes' signatures not checked", replaced(Vote, "verify_signature", does_nothing())),
@@ -272,5 +278,3 @@ MUTANTS = (
     Mutant("copied models paid", replaced(learning_round, "_find_copies", does_nothing(frozenset()))),
 )
 """Every defect, in the order of the table."""
-
-assert machine and staking

@@ -10,18 +10,45 @@ from dataclasses import dataclass
 
 from bflnode.consensus import ledger
 from bflnode.consensus.agreement import Step
-from bflnode.consensus.block import MAX_BLOCK_BYTES, NIL, Block, Commit, Header, Proposal, ProposalMessage, Vote, VoteKind
+from bflnode.consensus.block import (
+    MAX_BLOCK_BYTES,
+    NIL,
+    Block,
+    Commit,
+    Header,
+    Proposal,
+    ProposalMessage,
+    Vote,
+    VoteKind,
+)
 from bflnode.consensus.genesis import Genesis
 from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.state import StateTree
-from bflnode.consensus.tables import SETTLED, all_tasks, current_round, current_validators, previous_validators, stake_of
+from bflnode.consensus.tables import (
+    SETTLED,
+    all_tasks,
+    current_round,
+    current_validators,
+    previous_validators,
+    stake_of,
+)
 from bflnode.consensus.task import LearningRound, SettledRound, TaskStatus
 from bflnode.consensus.transaction import Fault
 from bflnode.consensus.types import AccountId, BlockId
 
 from .learner import FALSE_OUTPUT
 from .simulated_chain import Decided, SimulatedChain
+from .violations import (
+    AgreementError,
+    DoubleSignatureError,
+    InvalidDecisionError,
+    LivenessError,
+    MissingEvidenceError,
+    MoneyError,
+    SlanderError,
+    UnjustifiedVoteError,
+)
 
 TIME_SLACK_MS = 3_000
 """A proposal may be judged when it arrives and voted for when its round comes."""
@@ -33,38 +60,6 @@ MAX_SKIPPED_ROUNDS = 2_000
 """More rounds than any run lasts: who is beyond was led there by somebody who lies."""
 
 
-class ViolationError(AssertionError):
-    """A run broke a rule."""
-
-
-class AgreementError(ViolationError):
-    """Two honest nodes decided different blocks at one height."""
-
-
-class DoubleSignatureError(ViolationError):
-    """An honest key signed two different messages in one slot."""
-
-
-class UnjustifiedVoteError(ViolationError):
-    """An honest node voted without the quorum that the vote must rest on."""
-
-
-class LivenessError(ViolationError):
-    """The network was whole for long enough, and yet something was not decided or not ended."""
-
-
-class MissingEvidenceError(ViolationError):
-    """A node had two contradicting messages before it and said nothing."""
-
-
-class InvalidDecisionError(ViolationError):
-    """A final block that isn't valid, that its leader never proposed, or whose commit is no quorum of signatures."""
-
-
-class MoneyError(ViolationError):
-    """The supply changed, or a learning round paid what it must not."""
-
-
 @dataclass(frozen=True, slots=True)
 class Voting:
     """What an honest node knows as it sends what it signed; no time if it signed that before it died."""
@@ -72,10 +67,6 @@ class Voting:
     node: int
     validators: ValidatorSet
     local_ms: int | None
-
-
-class SlanderError(ViolationError):
-    """An honest validator was punished for a double signature."""
 
 
 class Oracle:

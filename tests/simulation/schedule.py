@@ -18,9 +18,9 @@ from .byzantine import Vice
 from .disk import simulated_system
 from .learner import Habit
 from .network import Topic, Weather
-from .oracle import LivenessError
 from .simulated_chain import DEADLINES, PARAMETERS
 from .simulated_node import BUILD_MS, STATUS_INTERVAL_MS, WAL, Clock, SimulatedNode
+from .violations import LivenessError
 from .world import Fault, Setting, World, validator_keys
 
 HIDING_MS = 1_400
@@ -134,6 +134,7 @@ def with_too_many_traitors(setting: Setting) -> Setting:
         stakes=(10,) * 4,
         queue=(),
         clients=(),
+        habits={},
         rounds=0,
         faults=dict.fromkeys(traitors, Fault.TRAITOR),
         vices=dict.fromkeys(traitors, vices),
@@ -143,7 +144,9 @@ def with_too_many_traitors(setting: Setting) -> Setting:
 
 def draw_habit(random: Random, is_faulty: bool) -> Habit:
     """What costs others their stake only a faulty validator does, since less than a third of the stake may."""
-    return random.choice([habit for habit in Habit if is_faulty or habit not in (Habit.FALSE_AGGREGATOR, Habit.CONTRARY)])
+    return random.choice(
+        [habit for habit in Habit if is_faulty or habit not in (Habit.FALSE_AGGREGATOR, Habit.CONTRARY)]
+    )
 
 
 def draw_weather(random: Random, style: Style) -> Weather:
@@ -307,7 +310,9 @@ class Schedule:
 
     def _transact(self, number: int | None = None) -> None:
         """One more transfer, handed to a node that runs."""
-        client = self.clients[self.random.randrange(len(self.clients)) if number is None else number % len(self.clients)]
+        client = self.clients[
+            self.random.randrange(len(self.clients)) if number is None else number % len(self.clients)
+        ]
         if self.style is Style.LEARNING:
             return
         transaction = self._transfer(client)

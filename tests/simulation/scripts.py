@@ -119,7 +119,7 @@ def _hides_decision(round_: int) -> Callable[[int, int, Message], bool]:
     def loses(sender: int, receiver: int, message: Message) -> bool:
         if isinstance(message, Vote) and (message.kind, message.round) == (VoteKind.PRECOMMIT, round_):
             return receiver != 0 and sender == 0
-        return isinstance(message, Decided | Pending) or 0 in (sender, receiver) and _is_later(message, round_)
+        return isinstance(message, Decided | Pending) or (0 in (sender, receiver) and _is_later(message, round_))
 
     return loses
 

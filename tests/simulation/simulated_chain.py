@@ -1,8 +1,8 @@
 """The real ledger as what a simulated network agrees on.
 
 Executing a block is a pure function of its parent's state and the block, so all nodes of a network share what came of
-it: a `Point` is a state with its place in the chain, the same for everybody who is there. In the end the oracle executes
-everything again, alone.
+it: a `Point` is a state with its place in the chain, the same for everybody who is there. In the end the oracle
+executes everything again, alone.
 """
 
 from dataclasses import dataclass, field, replace
@@ -28,6 +28,8 @@ from bflnode.consensus.task import ProbeMode
 from bflnode.consensus.transaction import Transaction
 from bflnode.consensus.types import TOKEN, AccountId, BlobId, ChainId, Hash, TransactionId
 from bflnode.consensus.workspace import BlockContext
+
+from .violations import InvalidDecisionError
 
 PARAMETERS = replace(
     default_parameters(),
@@ -156,14 +158,16 @@ class SharedLedger:
         """Where a valid block leads to. The tree is built anew, so it tells whether changing one gives the same."""
         if block.encoded not in point.successors:
             execution = self.execution(point, block)
-            assert execution is not None, f"an invalid block of height {block.height} is applied"
+            if execution is None:
+                raise InvalidDecisionError(f"height {block.height}: an invalid block is final")
             values = dict(point.tree.entries())
             for key, value in execution.changes.items():
                 values.pop(key, None)
                 if value is not None:
                     values[key] = value
             tree = StateTree(values.items())
-            assert tree.root == block.header.state_root, f"height {block.height} leads to another state than it says"
+            if tree.root != block.header.state_root:
+                raise InvalidDecisionError(f"height {block.height} leads to another state than it says")
             point.successors[block.encoded] = _point(block.header, tree, point)
         return point.successors[block.encoded]
 

@@ -48,6 +48,7 @@ from .network import Message, Network, Pending
 from .oracle import Oracle, Voting
 from .scheduler import Action, Scheduler
 from .simulated_chain import CLOCK_START_MS, PARAMETERS, Decided, SharedLedger, SimulatedChain
+from .violations import HonestRefusedError
 
 STATUS_INTERVAL_MS = 250
 STATUS_PEERS = 2
@@ -59,10 +60,6 @@ COMPACT_EVERY = 2
 """Heights between compactions of the log: a run has dozens of heights, not thousands."""
 
 WAL = "signer.wal"
-
-
-class HonestRefusedError(AssertionError):
-    """A machine refused what an honest node sent."""
 
 
 @dataclass
@@ -175,7 +172,12 @@ class SimulatedNode:
     def _open_wal(self) -> SignerWal:
         """Open the log; a new one on a chain with blocks doesn't sign for the next, as `bflnode.node.recovery` says."""
         wal = SignerWal(self.disk.path(WAL), self.key, self.chain.chain_id)
-        if wal.is_new and self.chain.height and self.account in self.chain.validators and len(self.chain.validators) > 1:
+        if (
+            wal.is_new
+            and self.chain.height
+            and self.account in self.chain.validators
+            and len(self.chain.validators) > 1
+        ):
             wal.abstain(self.chain.height + 1)
         return wal
 

@@ -57,6 +57,16 @@ def mean(models: Sequence[Mapping[str, Tensor]], weights: Sequence[int]) -> dict
     return means
 
 
+def moved(base: Mapping[str, Tensor], target: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """`base + factor (target - base)` for floats, in float64, rounded once; what isn't in the base stays as it is."""
+    return {
+        name: tensor
+        if tensor.dtype != np.float32 or name not in base
+        else (base[name] + factor * (tensor.astype(np.float64) - base[name])).astype(np.float32)
+        for name, tensor in target.items()
+    }
+
+
 def _float_mean(tensors: Sequence[Tensor], weights: Sequence[int]) -> NDArray[np.float32]:
     """Mean of flat float tensors; only elementwise operations, whose results no chunk size can change."""
     mean = np.empty(len(tensors[0]), dtype=np.float32)

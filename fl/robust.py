@@ -1,7 +1,8 @@
 """Robust aggregation: one model out of several, some of which may be hostile.
 
-Each rule works on tensors by name, in float64 and in the order given, elementwise or with distances from differences
-(never `a^2 + b^2 - 2ab`, which is negative in floats). Preconditions of a paper are checked, not rounded away. Integers
+Each rule works on tensors by name, in float64, one operation after the other in the order given: the same bytes on every
+machine with IEEE 754 arithmetic. Distances come from differences (never `a^2 + b^2 - 2ab`, which can be negative in
+floats). Preconditions of a paper are checked, not rounded away. Integers
 (BatchNorm's counters) are the median (lower one), which nobody can push beyond the others.
 """
 
@@ -79,14 +80,17 @@ class RobustRule:
 
 def median(models: Sequence[Tensors]) -> dict[str, Tensor]:
     """The coordinate-wise median (Yin et al. 2018, definition 1); of an even number the mean of the middle two."""
-    return _by_coordinate(models, lambda values: np.asarray(np.median(values, axis=0)))
+    return trimmed_mean(models, (len(models) - 1) // 2)
 
 
 def trimmed_mean(models: Sequence[Tensors], trimmed: int) -> dict[str, Tensor]:
     """The coordinate-wise mean without the `trimmed` smallest and largest (Yin et al. 2018, definition 2)."""
-    return _by_coordinate(
-        models, lambda values: np.asarray(np.sort(values, axis=0)[trimmed : len(values) - trimmed].mean(axis=0))
-    )
+
+    def combine(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        middle = np.sort(values, axis=0)[trimmed : len(values) - trimmed]
+        return np.asarray(sum(middle, start=np.zeros_like(middle[0])) / len(middle))
+
+    return _by_coordinate(models, combine)
 
 
 def krum(models: Sequence[Tensors], hostile: int) -> dict[str, Tensor]:
@@ -150,11 +154,17 @@ def _krum_scores(models: Sequence[Tensors], hostile: int) -> NDArray[np.float64]
 
 
 def _squared_difference(first: Tensors, second: Tensors) -> float:
-    """The squared Euclidean distance over all float tensors, in float64."""
-    return float(
-        sum(
-            np.square(first[name].astype(np.float64) - second[name]).sum()
-            for name in first
-            if first[name].dtype == np.float32
-        )
-    )
+    """The squared Euclidean distance over all float tensors, in float64.
+
+    Squares are added one after the other, in the order of names and elements: a sum in another order, as numpy's own
+    takes on processors with wider registers, has other last bits.
+    """
+    total = np.float64(0.0)
+    for name in first:
+        if first[name].dtype != np.float32:
+            continue
+        squares = np.square(first[name].astype(np.float64) - second[name]).reshape(-1)
+        if len(squares):
+            squares[0] += total
+            total = np.add.accumulate(squares)[-1]
+    return float(total)

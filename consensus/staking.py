@@ -81,7 +81,8 @@ def genesis_stakes(view: StateView, genesis: Genesis) -> None:
     """Put the first validators' stake into a state."""
     for validator in genesis.validators:
         STAKES.put(view, validator.account, Stake(validator.stake, (), None, False))
-    ATTENDANCE.put(view, Attendance((), tuple(Attended(validator.account, b"") for validator in genesis.validators)))
+    members = tuple(Attended(validator.account, b"") for validator in genesis.validators)
+    ATTENDANCE.put(view, Attendance.of((), members))
 
 
 def is_eligible(stake: Stake, parameters: Parameters) -> bool:
@@ -271,7 +272,7 @@ def _attend(work: Workspace, last_commit: Commit) -> None:
         Attended(account, _shifted(known.get(account, b""), account in absent, window))
         for account in current_validators(work.view).accounts
     )
-    attendance = Attendance((work.context.proposer, *before.proposers)[:window], members)
+    attendance = Attendance.of((work.context.proposer, *before.recorders)[:window], members)
     ATTENDANCE.put(work.view, attendance)
     _jail_absent(work, attendance)
 
@@ -294,7 +295,7 @@ def _jail_absent(work: Workspace, attendance: Attendance) -> None:
         if member.count < parameters.missed_to_jail:
             continue
         bits = int.from_bytes(member.missed, "big")
-        witnesses = (proposer for age, proposer in enumerate(attendance.proposers) if bits >> age & 1)
+        witnesses = (proposer for age, proposer in enumerate(attendance.recorders) if bits >> age & 1)
         stake = stake_of(work.view, member.account)
         jailed = replace(stake, jailed_until_ms=work.context.time_ms + parameters.jail_ms)
         if validators.exceeds_third(validators.weight_of(witnesses)) and _leaves_validators(

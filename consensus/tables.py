@@ -22,7 +22,7 @@ What belongs here: tables, cells and the small records that only state holds. Wh
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated
+from typing import Annotated, Self
 
 from .block import Validator
 from .quorum import ValidatorSet
@@ -117,10 +117,28 @@ class Attended(Record):
 
 @dataclass(frozen=True, slots=True)
 class Attendance(Record):
-    """Who missed which commits: validators by key, and for each bit the proposer that recorded it, latest first."""
+    """Who missed which commits: validators by key, and for each bit of their bitmaps the proposer that recorded it.
+
+    `proposers` has each proposer of the window once, by key; `order` has for each block, the last one first, a place
+    among them in two bytes, big-endian. Written with each block, so it is kept short.
+    """
 
     proposers: Annotated[tuple[AccountId, ...], AtMost(MAX_ATTENDANCE_WINDOW)]
+    order: Annotated[bytes, AtMost(2 * MAX_ATTENDANCE_WINDOW)]
     members: Annotated[tuple[Attended, ...], AtMost(MAX_VALIDATORS)]
+
+    @classmethod
+    def of(cls, recorders: tuple[AccountId, ...], members: tuple[Attended, ...]) -> Self:
+        """The record for these proposers, the last block's first."""
+        proposers = tuple(sorted(set(recorders)))
+        places = {account: place.to_bytes(2, "big") for place, account in enumerate(proposers)}
+        return cls(proposers, b"".join(places[account] for account in recorders), members)
+
+    @property
+    def recorders(self) -> tuple[AccountId, ...]:
+        """The proposers of the window's blocks, the last block's first."""
+        places = (int.from_bytes(self.order[start : start + 2], "big") for start in range(0, len(self.order), 2))
+        return tuple(self.proposers[place] for place in places)
 
 
 @dataclass(frozen=True, slots=True)

@@ -334,13 +334,16 @@ def _make_genesis(
 def _local_parameters(validators: int) -> Parameters:
     """Time-outs for nodes that share one machine: what each of them needs grows with their number.
 
-    Bonds and jail end after minutes and not after weeks, so that one can see it happen.
+    Bonds and jail end after minutes and not after weeks, so that one can see it happen; but blocks are so quick that a
+    hundred of them would jail a node that is stopped for some seconds.
     """
     return replace(
         default_parameters(),
         admission_amount=STAKE,
         unbonding_ms=300_000,
         jail_ms=60_000,
+        attendance_window=1_000,
+        missed_to_jail=950,
         propose_timeout_ms=1_500 + 100 * validators,
         vote_timeout_ms=500 + 100 * validators,
         timeout_step_ms=500 + 50 * validators,
@@ -412,6 +415,7 @@ def _fill_home(
         "p2p": {"host": "127.0.0.1", "port": ports[0], "persistent_peers": list(peers)},
         "rpc": {"host": "127.0.0.1", "port": ports[1]},
         "training": {"control": options.control},
+        "storage": {"keep_rounds": 0},  # a testnet is there to be looked at, and its report executes every round again
     }
     home.configuration_file.write_text(tomli_w.dumps(settings), encoding="utf-8")
 

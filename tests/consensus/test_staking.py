@@ -304,7 +304,7 @@ def test_misses_of_more_than_the_window_ago_do_not_count() -> None:
         harness.wait(100)
     assert harness.voting == (0, 1, 2, 3), "it missed 13 in all"
     assert current_attendance(harness.tree).members[1].count == 6
-    assert len(current_attendance(harness.tree).proposers) == 10
+    assert len(current_attendance(harness.tree).recorders) == 10
 
 
 def test_unjail_puts_back_after_its_time() -> None:

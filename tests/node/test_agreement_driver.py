@@ -280,6 +280,15 @@ async def test_one_late_node_asks_a_few_peers_and_not_all(tmp_path: Path) -> Non
         assert PROPOSALS not in {sent[2] for sent in wires.carried} or leader_of(site) == site.key.account
 
 
+async def test_a_queue_of_dead_members_costs_one_time_out_a_block(tmp_path: Path) -> None:
+    """odd r takes the next of *all* validators in turn."""
+    genesis = replace(genesis_of(4), queue=(key_of(3).account,))
+    async with sites(tmp_path, genesis, 3) as (_, made):
+        await next_block(made)
+        assert {site.chain.store.header(1).round for site in made} <= {1, 3}
+        assert made[0].chain.store.header(1).proposer != key_of(3).account
+
+
 # Evidence and late precommits
 
 

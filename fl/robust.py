@@ -1,9 +1,9 @@
 """Robust aggregation: one model out of several, some of which may be hostile.
 
-Each rule works on tensors by name, in float64, one operation after the other in the order given: the same bytes on every
-machine with IEEE 754 arithmetic. Distances come from differences (never `a^2 + b^2 - 2ab`, which can be negative in
-floats). Preconditions of a paper are checked, not rounded away. Integers
-(BatchNorm's counters) are the median (lower one), which nobody can push beyond the others.
+Each rule works on tensors by name, in float64, one operation after the other in the order given: the same bytes on
+every machine with IEEE 754 arithmetic. Distances come from differences (never `a^2 + b^2 - 2ab`, which can be
+negative in floats). Preconditions of a paper are checked, not rounded away. Integers (BatchNorm's counters) are the
+median (lower one), which nobody can push beyond the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence

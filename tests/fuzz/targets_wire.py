@@ -306,6 +306,7 @@ def wire_targets() -> dict[str, Target]:
             decode=_frames,
             refusals=(Rejection, TransportError),
             seeds=lambda: [framed(b"") + framed(b"abc") + framed(b"x" * 300)],
+            limit_bytes=16 * 1024,
             cpu_per_byte_s=8e-6,  # an empty frame has four bytes and costs an await
         ),
     }

@@ -18,8 +18,9 @@ from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.snapshot import Snapshot, read_state
 from bflnode.consensus.state import StateTree
 from bflnode.consensus.types import Hash
-from bflnode.storage.chain_store import ChainStore, FrozenState
+from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.errors import MissingError, StorageError
+from bflnode.storage.frozen_state import FrozenState
 from bflnode.storage.snapshot_store import SnapshotStore
 
 from .configuration import Synchronisation

@@ -51,7 +51,6 @@ from .transaction import (
     Attest,
     Available,
     Commit,
-    Fault,
     Probe,
     ProbeOpening,
     Reveal,
@@ -62,6 +61,7 @@ from .transaction import (
     probe_commitment,
 )
 from .types import AccountId, TransactionId
+from .verdict import verdict_on
 from .workspace import EventKind, Workspace
 
 NO_AGGREGATOR = "no aggregator is left in line"
@@ -519,45 +519,21 @@ def _replace_aggregator(work: Workspace, current: LearningRound, why: str) -> Le
     return work.round
 
 
-def _good_and_bad(current: LearningRound) -> tuple[bool, bool]:
-    """Whether more than 2/3 of the committee's stake found the aggregation good, more than 1/3 bad: never both."""
-    committee = ValidatorSet(current.committee)
-    good = committee.weight_of(_voters(current, lambda fault: fault is Fault.NONE))
-    bad = committee.weight_of(_voters(current, lambda fault: fault is not Fault.NONE))
-    return committee.is_quorum(good), committee.exceeds_third(bad)
+def _is_judged(_: Workspace, current: LearningRound) -> bool:
+    return verdict_on(current).is_final
 
 
 def _is_condemned(current: LearningRound) -> bool:
-    return _good_and_bad(current)[1]
-
-
-def _has_exact_fault(current: LearningRound) -> bool:
-    """Whether more than 2/3 of the committee's stake found other outputs: an exact fault, which costs stake."""
-    committee = ValidatorSet(current.committee)
-    return committee.is_quorum(committee.weight_of(_voters(current, lambda fault: fault is Fault.OUTPUT_MISMATCH)))
-
-
-def _voters(current: LearningRound, is_counted: Callable[[Fault], bool]) -> tuple[AccountId, ...]:
-    return tuple(vote.account for vote in current.attestations if is_counted(vote.fault))
-
-
-def _is_judged(_: Workspace, current: LearningRound) -> bool:
-    """Whether the verdict is known; of a bad one also whether it is an exact fault, for which votes may be missing."""
-    is_good, is_bad = _good_and_bad(current)
-    if is_good or not is_bad:
-        return is_good
-    committee = ValidatorSet(current.committee)
-    others = committee.weight_of(_voters(current, lambda fault: fault is not Fault.OUTPUT_MISMATCH))
-    return _has_exact_fault(current) or not committee.is_quorum(committee.total - others)
+    return verdict_on(current).is_bad
 
 
 def _close_attest(work: Workspace, current: LearningRound) -> None:
-    is_good, _ = _good_and_bad(current)
-    if is_good:
+    verdict = verdict_on(current)
+    if verdict.is_good:
         settle(work, current)
         return
     assert current.aggregation is not None, "ATTEST follows an aggregation"
-    if _has_exact_fault(current):
+    if verdict.is_exact_fault:
         slash_aggregator(work, current.aggregator, current.aggregation.transaction)
     _next_aggregator(
         work,

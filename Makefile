@@ -39,8 +39,8 @@ bench: $(VENV)/.installed-dev  ## run the benchmarks (minutes)
 	$(BIN)/python benchmarks/network.py
 	$(BIN)/python benchmarks/network.py --architecture cnn/1x8x8/10
 
-simulate: $(VENV)/.installed-dev  ## run the consensus simulator over many seeded schedules
-	PYTHONPATH=. $(BIN)/python -m tests.simulation --seeds 1000
+simulate: $(VENV)/.installed-dev  ## run the simulator over 10,000 seeded schedules, on all cores
+	PYTHONPATH=. $(BIN)/python -m tests.simulation --seeds 10000
 
 fuzz: $(VENV)/.installed-dev  ## search one decoder for inputs that break it: TARGET=name SECONDS=60; without TARGET, list them
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet 'atheris>=3,<4'

@@ -1,8 +1,8 @@
 """What a flood costs: seconds from a transfer to its block, in a network of four real nodes, with and without a flood.
 
 Run with `python benchmarks/flood.py`. One hostile process attacks all nodes at once, as fast as it can, and comes back
-with a new identity whenever it is banned. It runs on the same machine at low priority: what it burns itself is part of
-what is measured. Training is off; a block is made for each transfer.
+with a new identity whenever it is banned. It runs on the same machine: what it burns itself is part of what is
+measured. Training is off; a block is made for each transfer.
 """
 
 import json
@@ -302,6 +302,11 @@ class Measured:
         worst_s: the slowest one.
         identities: that the attacker used.
         cpu: of a core, taken by the four nodes together.
+        attacker_cpu: of a core, taken by the attacker.
+        received: messages that reached the nodes in a second.
+        slowed: of them, slowed down or dropped for their rate.
+        refused: of them, refused for what they are.
+        turned_away: connections that were closed before their handshake, in a second.
     """
 
     attack: str
@@ -309,6 +314,11 @@ class Measured:
     worst_s: float
     identities: int
     cpu: float
+    attacker_cpu: float
+    received: float
+    slowed: float
+    refused: float
+    turned_away: float
 
 
 class Field:
@@ -341,14 +351,14 @@ class Field:
                 seconds.append(time.perf_counter() - start)
         return seconds
 
-    def cpu_s(self) -> float:
-        """Processor time that the nodes have taken so far."""
-        total = 0.0
-        for home in self.testnet.homes:
-            pid = processes.status_of(home).pid
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return total
+    def counters(self, attacker: int | None) -> list[float]:
+        """What has been counted so far: CPU of the nodes and the attacker, messages received, slowed, refused."""
+        found = [processes.status_of(home) for home in self.testnet.homes]
+        networks = [node.status["network"] for node in found if node.status is not None]
+        names = ("messages_in", "throttled", "refused", "turned_away")
+        counted = [float(sum(sum(network[name].values()) for network in networks)) for name in names]
+        cpu_s = sum(_cpu_s(node.pid) for node in found if node.pid is not None)
+        return [cpu_s, 0.0 if attacker is None else _cpu_s(attacker), *counted]
 
     def run(self, name: str, transfers: int) -> Measured:
         """Measure under one attack; without one for the name "none"."""
@@ -357,20 +367,28 @@ class Field:
             attacker = None
             if name != "none":
                 command = [sys.executable, "-P", __file__, "attack", name, str(self.testnet.directory), *self.addresses]
-                attacker = subprocess.Popen(["nice", "-n", str(NICENESS), *command], stdout=output, stderr=output)
+                attacker = subprocess.Popen(command, stdout=output, stderr=output)
             try:
                 if attacker is not None:
                     _wait_for(log, "identity 1:", attacker)
                     self.measure(name, 2)
-                cpu, started = self.cpu_s(), time.perf_counter()
+                pid = None if attacker is None else attacker.pid
+                before, started = self.counters(pid), time.perf_counter()
                 seconds = self.measure(name, transfers)
-                cpu_share = (self.cpu_s() - cpu) / (time.perf_counter() - started)
+                elapsed_s = time.perf_counter() - started
+                rates = [(after - start) / elapsed_s for start, after in zip(before, self.counters(pid), strict=True)]
             finally:
                 if attacker is not None:
                     attacker.send_signal(signal.SIGKILL)
                     attacker.wait()
         identities = log.read_text().count("identity ")
-        return Measured(name, statistics.median(seconds), max(seconds), identities, cpu_share)
+        return Measured(name, statistics.median(seconds), max(seconds), identities, *rates)
+
+
+def _cpu_s(pid: int) -> float:
+    """Processor time that a process has taken so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _wait_for(log: Path, text: str, attacker: subprocess.Popen[bytes]) -> None:
@@ -384,7 +402,8 @@ def _wait_for(log: Path, text: str, attacker: subprocess.Popen[bytes]) -> None:
 def show(results: list[Measured]) -> None:
     """Print a table; the first line is the network without an attack."""
     table = Table(title="seconds from a transfer to its block, 4 nodes")
-    for column in ("attack", "median", "slowest", "factor", "identities", "CPU of the nodes"):
+    columns = ("attack", "median", "slowest", "factor", "identities", "CPU nodes", "attacker", "msg/s", "slowed/s")
+    for column in (*columns, "refused/s", "turned away/s"):
         table.add_column(column, justify="left" if column == "attack" else "right")
     for result in results:
         table.add_row(
@@ -394,8 +413,10 @@ def show(results: list[Measured]) -> None:
             f"{result.median_s / results[0].median_s:.1f}",
             str(result.identities or "-"),
             f"{100 * result.cpu:.0f} %",
+            f"{100 * result.attacker_cpu:.0f} %",
+            *(f"{value:.0f}" for value in (result.received, result.slowed, result.refused, result.turned_away)),
         )
-    Console(width=120).print(table)
+    Console(width=150).print(table)
 
 
 @click.group(invoke_without_command=True)

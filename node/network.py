@@ -31,7 +31,7 @@ from .libp2p_connections import Gate, check_port_is_free, shielded
 from .libp2p_gossip import RepairedGossipSub, RepairedPubsub
 from .libp2p_repairs import GuardedHost, HostSettings, ServiceManager, build_host
 from .node_clock import now_ms
-from .notices import Notices
+from .notices import MAX_NOTICES, Notices
 from .rate_limits import Rate, RateLimits
 from .redialling import Redialler
 from .scores import Scores
@@ -157,8 +157,8 @@ class Network:
         self._nursery = nursery
         self._bans = bans
         self._gate = Gate(bans.__contains__, config.max_connections_per_address, trio.current_time)
-        # Twice as many connections as peers: peers that dial each other at once have two.
-        connections = 2 * (config.max_peers + config.reserved_peers)
+        # Twice as many connections as peers: peers that dial each other at once have two. And some to be told why not.
+        connections = 2 * (config.max_peers + config.reserved_peers) + MAX_NOTICES
         self._host: GuardedHost = build_host(
             HostSettings(
                 identity_seed=config.identity_seed,

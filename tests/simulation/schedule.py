@@ -9,8 +9,8 @@ from enum import Enum
 from random import Random
 
 from bflnode.consensus.task import MAX_ATTEMPTS, ProbeMode
-from bflnode.consensus.transaction import Transaction, Transfer, sign_transaction
-from bflnode.consensus.types import AccountId
+from bflnode.consensus.transaction import Body, Bond, Transaction, Transfer, Unbond, sign_transaction
+from bflnode.consensus.types import TOKEN, AccountId
 from bflnode.storage.signer_wal import SignerWalError
 
 from .adversaries import HiddenDecision, Maze
@@ -206,6 +206,7 @@ class Schedule:
         self.quiet_until_ms = 0
         self.bound_ms = 0
         self.lost_height: dict[int, int] = {}
+        self.damaged: set[int] = set()
 
     def _choose_calamities(self) -> tuple[Callable[[], None], ...]:
         crashes = (self._crash, self._cut_power)
@@ -309,22 +310,25 @@ class Schedule:
     # Clients
 
     def _transact(self, number: int | None = None) -> None:
-        """One more transfer, handed to a node that runs."""
-        client = self.clients[
-            self.random.randrange(len(self.clients)) if number is None else number % len(self.clients)
-        ]
+        """One more transaction, handed to a node that runs. Clients that learn have other things to send."""
         if self.style is Style.LEARNING:
             return
-        transaction = self._transfer(client)
+        chosen = self.random.randrange(len(self.clients)) if number is None else number
+        transaction = self._transaction(chosen)
         self.waiting.append(transaction)
         running = [other for other in self.world.honest if self.world.nodes[other].is_up]
         if running:
             self.world.submit(self.random.choice(running) if number is None else number, transaction)
 
-    def _transfer(self, client: object) -> Transaction:
-        nonce = self.nonces[client.account]
-        self.nonces[client.account] += 1
-        return sign_transaction(client, self.world.oracle.chain_id, Transfer(self.recipient, 1), nonce=nonce, fee=1)
+    def _transaction(self, client: int) -> Transaction:
+        """A transfer, or a change of a stake that doesn't help the faulty."""
+        body: Body = Transfer(self.recipient, 1)
+        if self.random.random() < 0.1:
+            body = Unbond(1) if client in self.world.setting.faults else Bond(TOKEN)
+        key = self.clients[client]
+        nonce = self.nonces[key.account]
+        self.nonces[key.account] += 1
+        return sign_transaction(key, self.world.oracle.chain_id, body, nonce=nonce, fee=1)
 
     def _resubmit(self) -> None:
         """A client sends again what it doesn't find in the chain: nodes lose their mempools when they crash."""
@@ -439,12 +443,12 @@ class Schedule:
         size = len(path.read_bytes()) if path.exists() else 0
         if size:
             node.disk.rot(WAL, self.random.randrange(size))
+            self.damaged.add(node.number)
 
     def _can_spare(self, node: SimulatedNode) -> bool:
         world = self.world
-        lost = {number for number in world.honest if world.nodes[number].refusal is not None}
-        lost |= {number for number, height in self.lost_height.items() if world.nodes[number].chain.height <= height}
-        lost |= {node.number, *world.setting.faults}
+        lost = {number for number, height in self.lost_height.items() if world.nodes[number].chain.height <= height}
+        lost |= {node.number, *self.damaged, *world.setting.faults}
         validators = node.chain.validators
         weight = validators.weight_of(world.nodes[number].account for number in sorted(lost))
         return node.is_honest and node.number < len(self.clients) and 3 * weight < validators.total
@@ -455,6 +459,7 @@ class Schedule:
         for node in self.world.nodes.values():
             if node.refusal is not None and node.chain.height and decided >= remedy_height(node.refusal):
                 node.remove_log()
+                self.damaged.discard(node.number)
                 node.boot()
 
 

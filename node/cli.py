@@ -11,6 +11,7 @@ from .cli_chain import block, chain, clusters, learning_round, learning_rounds, 
 from .cli_completion import completion
 from .cli_debug import debug
 from .cli_doctor import doctor
+from .cli_experiment import experiment
 from .cli_init import init
 from .cli_keys import keys_protect, keys_unprotect
 from .cli_models import model
@@ -46,7 +47,7 @@ for _command in (
     *(keys, account, task, queue, transfer),
     *(validator, evidence),
     *(chain, block, tx, learning_round, learning_rounds, clusters),
-    *(model, reward, proof, snapshot, testnet, completion, debug),
+    *(model, reward, proof, snapshot, testnet, experiment, completion, debug),
 ):
     bflnode.add_command(_command)
 

@@ -200,7 +200,11 @@ class Method:
         return local.classifier()
 
     def general_model(self, local: Local) -> nn.Module:
-        """What predicts for everybody's data, of what a client has before it trains: GLOBAL is its accuracy."""
+        """What predicts for everybody's data, of what a client has before it trains: GLOBAL is its accuracy.
+
+        Modules of one class with equal parameters and buffers count as equal, and one of them is measured: whatever
+        makes two of them predict differently belongs in either.
+        """
         return self.personal_model(local)
 
 

@@ -23,10 +23,12 @@ from .personal_layers import DECISION
 class WithPrior(nn.Module):
     """A classifier whose logits get a constant added: the logarithm of class shares, minus infinity for none."""
 
+    log_prior: torch.Tensor
+
     def __init__(self, classifier: Classifier, log_prior: torch.Tensor) -> None:
         super().__init__()
         self.classifier = classifier
-        self.log_prior = log_prior
+        self.register_buffer("log_prior", log_prior)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits (batch, classes)."""

@@ -133,21 +133,23 @@ def close_early(work: Workspace) -> None:
 
 
 def dismiss(work: Workspace, account: AccountId) -> None:
-    """Take a tombstoned account out of the line of aggregators; its aggregation, if there is one, is judged as it is.
+    """Take a tombstoned account out of the line of aggregators; an aggregation that is there is judged as it is.
 
     Committee and clients stay as they were at OPEN: a verdict must not depend on who is punished meanwhile.
     """
     current = work.round
-    if current is None or current.phase is Phase.ATTEST:
+    if current is None:
         return
-    gone, waiting = current.line[: current.acting], current.line[current.acting :]
+    is_done = current.phase is Phase.ATTEST
+    first = current.acting + is_done
+    gone, waiting = current.line[:first], current.line[first:]
     left = tuple(member for member in waiting if member.account != account)
     if left == waiting:
         return
     if _specification(work, current).probe_mode is ProbeMode.AGGREGATOR and current.phase is not Phase.COMMIT:
         left = tuple(dropwhile(lambda member: member.probe is None, left))
     work.note(EventKind.AGGREGATOR_REPLACED, current.slot, "tombstoned", account=account)
-    if not left:
+    if not left and not is_done:
         void(work, current, NO_AGGREGATOR)
         return
     changed = replace(current, line=(*gone, *left))
@@ -534,7 +536,7 @@ def _close_attest(work: Workspace, current: LearningRound) -> None:
         return
     assert current.aggregation is not None, "ATTEST follows an aggregation"
     if verdict.is_exact_fault:
-        slash_aggregator(work, current.aggregator, current.aggregation.transaction)
+        slash_aggregator(work, current.aggregation.aggregator, current.aggregation.transaction)
     _next_aggregator(
         work,
         replace(current, phase=Phase.AGGREGATE, aggregation=None, attestations=()),

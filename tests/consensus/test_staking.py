@@ -24,7 +24,7 @@ from bflnode.consensus.tables import (
     stake_of,
 )
 from bflnode.consensus.task import Phase, ProbeMode
-from bflnode.consensus.transaction import Fault, Transaction
+from bflnode.consensus.transaction import Evidence, Fault, Transaction
 from bflnode.consensus.types import TOKEN
 from bflnode.consensus.workspace import EventKind, Workspace
 from tests.consensus.harness import DEADLINES, OUTSIDER, PARAMETERS, Harness, make_keys, make_setup
@@ -214,6 +214,16 @@ def test_anybody_may_send_evidence_and_nobody_gains() -> None:
     harness.block(harness.evidence(OUTSIDER, 0))
     assert harness.stake(0).is_tombstoned
     assert money(harness.tree)["free"] == 4_000
+
+
+def test_evidence_that_proves_nothing_is_refused() -> None:
+    harness = Harness()
+    evidence = harness.evidence(1, 0).body
+    assert isinstance(evidence, Evidence)
+    forged = replace(evidence, offender=harness.account(2))
+    assert refusal(harness, harness.sign(1, forged)) == (Rejection, Reason.BAD_SIGNATURE)
+    same = replace(evidence, second=evidence.first)
+    assert refusal(harness, harness.sign(1, same)) == (Rejection, Reason.WRONG_EVIDENCE)
 
 
 def test_a_tombstone_is_for_ever_and_what_is_left_can_be_taken_out() -> None:
@@ -456,6 +466,25 @@ def test_who_is_tombstoned_while_its_aggregation_is_judged_is_paid_if_it_is_good
     assert settled.aggregation.aggregator == harness.account(2)
     assert harness.line[0] == 1, "the next learning round has neither"
     assert {validator.account for validator in harness.round.committee} == {harness.account(0), harness.account(1)}
+
+
+def test_who_is_tombstoned_while_its_aggregation_is_judged_is_the_one_that_a_bad_one_costs() -> None:
+    harness = Harness(queue=(2, 3, 1))
+    harness.register_all()
+    harness.play_to(Phase.ATTEST)
+    harness.block(harness.evidence(0, 2), harness.evidence(0, 3))
+    assert harness.line == (2, 1)
+    harness.block(*(harness.attest(actor, Fault.OUTPUT_MISMATCH) for actor in range(3)))
+    assert [harness.stake(actor).bonded for actor in range(4)] == [10, 10, 2, 5]
+    assert harness.round.aggregator == harness.account(1)
+
+
+def test_a_committee_is_of_the_validators_after_the_transactions_of_its_block() -> None:
+    harness = Harness(actors=5, stakes=(10, 10, 10, 10))
+    registrations = [harness.register(actor) for actor in range(4)]
+    harness.block(harness.bond(4, 10), harness.unbond(0, 10), *registrations[1:])
+    assert [member.account for member in harness.round.committee] == [harness.account(actor) for actor in (1, 2, 3, 4)]
+    assert set(harness.line) <= {1, 2, 3, 4}
 
 
 def test_a_tombstoned_replacement_leaves_the_line() -> None:

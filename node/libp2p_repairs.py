@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import trio
-from libp2p.abc import IMuxedConn, INetStream
+from libp2p.abc import IMuxedConn, INetConn, INetStream, INetwork, INotifee
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.crypto.x25519 import create_new_key_pair as create_new_noise_key_pair
 from libp2p.custom_types import TProtocol
@@ -180,6 +180,34 @@ class ServiceManager(InternalManagerAPI):
             if not daemon:
                 return
             await trio.sleep(DAEMON_RESTART_S)
+
+
+class ConnectionWatcher(INotifee):
+    """Calls functions when the library opens and closes connections."""
+
+    def __init__(self, opened: Callable[[INetConn], None], closed: Callable[[INetConn], None]) -> None:
+        self._opened = opened
+        self._closed = closed
+
+    async def connected(self, _network: INetwork, conn: INetConn) -> None:
+        """A connection has been opened."""
+        self._opened(conn)
+
+    async def disconnected(self, _network: INetwork, conn: INetConn) -> None:
+        """A connection has ended."""
+        self._closed(conn)
+
+    async def opened_stream(self, *_args: object) -> None:
+        """Not needed."""
+
+    async def closed_stream(self, *_args: object) -> None:
+        """Not needed."""
+
+    async def listen(self, *_args: object) -> None:
+        """Not needed."""
+
+    async def listen_close(self, *_args: object) -> None:
+        """Not needed."""
 
 
 class _ShortLineCommunicator(MultiselectCommunicator):

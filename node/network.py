@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import trio
-from libp2p.abc import INetConn, INetStream, INetwork, INotifee
+from libp2p.abc import INetConn, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.host.exceptions import StreamFailure
@@ -29,7 +29,7 @@ from .bans import Ban, Bans
 from .inbound import MAX_GOSSIP_BYTES, VIOLATION_COST, Inbound, MessageHandlers
 from .libp2p_connections import Gate, check_port_is_free, shielded
 from .libp2p_gossip import RepairedGossipSub, RepairedPubsub
-from .libp2p_repairs import GuardedHost, HostSettings, ServiceManager, build_host
+from .libp2p_repairs import ConnectionWatcher, GuardedHost, HostSettings, ServiceManager, build_host
 from .node_clock import now_ms
 from .notices import MAX_NOTICES, Notices
 from .rate_limits import Rate, RateLimits
@@ -120,34 +120,6 @@ class NetworkHandlers(MessageHandlers, Protocol):
         """
 
 
-class _Watcher(INotifee):
-    """Tells the network when the library opens and closes connections."""
-
-    def __init__(self, opened: Callable[[INetConn], None], closed: Callable[[INetConn], None]) -> None:
-        self._opened = opened
-        self._closed = closed
-
-    async def connected(self, _network: INetwork, conn: INetConn) -> None:
-        """A connection has been opened."""
-        self._opened(conn)
-
-    async def disconnected(self, _network: INetwork, conn: INetConn) -> None:
-        """A connection has ended."""
-        self._closed(conn)
-
-    async def opened_stream(self, *_args: object) -> None:
-        """Not needed."""
-
-    async def closed_stream(self, *_args: object) -> None:
-        """Not needed."""
-
-    async def listen(self, *_args: object) -> None:
-        """Not needed."""
-
-    async def listen_close(self, *_args: object) -> None:
-        """Not needed."""
-
-
 class Network:
     """A node's connections; made by `open_network`."""
 
@@ -186,7 +158,7 @@ class Network:
         self._is_closing = False
         self.peer_id = PeerId(self._host.get_id().to_base58())
         self.addresses: tuple[str, ...] = ()
-        self._swarm.register_notifee(_Watcher(self._connection_opened, self._connection_closed))
+        self._swarm.register_notifee(ConnectionWatcher(self._connection_opened, self._connection_closed))
         for protocol in config.pushes:
             self._host.set_stream_handler(TProtocol(protocol), self._inbound.serve_pushes)
         for protocol in config.requests:

@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 HELLO_TIMEOUT_S = 15.0
 """A node on a busy machine may take seconds to answer; one that takes longer is of no use."""
 
-EXPLAIN_S = 2.0
+EXPLAIN_S = 3.0
 """How long a connection that can't be a peer stays, so that the other side can find out why as well."""
 
 MAX_KEPT = 256

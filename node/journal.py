@@ -100,9 +100,10 @@ class Journal:
     def _read(self, path: Path) -> RoundEntry | None:
         """The entry in a file; None where there is no file, or somebody damaged it."""
         with _disk(path, "reading what this node did in a round"):
-            if not path.exists():
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:  # pruning may remove it at any time
                 return None
-            data = path.read_bytes()
         try:
             return _parse(data)
         except ValueError as error:

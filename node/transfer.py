@@ -28,8 +28,9 @@ MAX_SOURCES = 4
 CHUNKS_PER_SOURCE = 8
 """A second peer is worth a request that it may refuse when there are as many chunks to share."""
 
-CHUNKS_IN_FLIGHT = 2
-"""Chunks asked for at once from one peer: one travels while the other is read from its disk."""
+CHUNKS_IN_FLIGHT = 4
+"""Chunks asked for at once from one peer, a megabyte: what a link of 80 Mbit/s carries in the tenth of a second that an
+answer from another continent takes."""
 
 PATIENCE_S = 10.0
 """What a peer may take for its first chunks before its rate counts."""

@@ -13,7 +13,7 @@ from bflnode.node.transfer import CHUNKS_IN_FLIGHT, MAX_SOURCES, STEAL_AFTER_S, 
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.errors import StorageError
 
-CHUNKS = 40
+CHUNKS = 64
 DATA = b"".join(bytes([number]) * CHUNK_BYTES for number in range(CHUNKS))
 MANIFEST = manifest_of([DATA])
 Answer = Callable[[int], Awaitable[bytes]]

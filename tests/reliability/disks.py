@@ -80,7 +80,7 @@ def run(directory: Path, *, faults: Sequence[str], seed: int, say: Callable[[str
         for number, fault in enumerate(faults):
             node = field.validators[number % len(field.validators)]
             try:
-                found = _fill(field, node) if fault == SMALL_DISK else _fail(field, node, fault)
+                found = _fill(field, node) if fault == SMALL_DISK else fail(field, node, fault)
             except NotPermitted as error:
                 say(f"{fault}: left out, {error}")
                 continue
@@ -90,7 +90,8 @@ def run(directory: Path, *, faults: Sequence[str], seed: int, say: Callable[[str
     return Outcome(seed, tuple(done), verdict)
 
 
-def _fail(field: Field, node: str, fault: str) -> Fault:
+def fail(field: Field, node: str, fault: str) -> Fault:
+    """Let a node's disk fail, and start the node again once it doesn't."""
     field.stop(node)
     said = last_words(field.testnet.home(node), field.start_armed(node, fault))
     return Fault(fault, node, said, _restart(field, node))

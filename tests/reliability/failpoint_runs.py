@@ -90,7 +90,7 @@ def run(directory: Path, *, points: Sequence[str], seed: int, say: Callable[[str
     deaths = []
     with running_field(directory, seed) as field:
         for number, name in enumerate(name for name in points if name not in births):
-            deaths.append(_die(field, field.validators[number % len(field.validators)], name))
+            deaths.append(die(field, field.validators[number % len(field.validators)], name))
             say(
                 f"{deaths[-1].failpoint}: {deaths[-1].node} died at height {deaths[-1].height}, voted again "
                 f"{deaths[-1].signing_s:.2f} s after its start"
@@ -99,7 +99,8 @@ def run(directory: Path, *, points: Sequence[str], seed: int, say: Callable[[str
     return Outcome(seed, tuple(deaths), tuple(births), verdict)
 
 
-def _die(field: Field, node: str, name: str) -> Death:
+def die(field: Field, node: str, name: str) -> Death:
+    """Let a running node die at a failpoint, and start it again."""
     operation = Operation(name.rpartition(".")[0])
     failpoint = f"{name}={PASSES.get(operation, 1)}"
     field.kill((node,))

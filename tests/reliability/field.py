@@ -154,9 +154,12 @@ def make_field(directory: Path, seed: int, *, has_large_models: bool = False) ->
         _save_large_images(images, seed)
         options = replace(options, dataset="npz", dataset_path=os.fspath(images), architecture="mlp/1x32x32/10")
     testnet, witness = add_node(make_testnet(directory, options))
-    configuration = load_configuration(witness).model_dump(mode="json", exclude_unset=True)
-    configuration["training"] = {"enabled": False}
-    witness.configuration_file.write_text(tomli_w.dumps(configuration), encoding="utf-8")
+    for home in testnet.homes:
+        configuration = load_configuration(home).model_dump(mode="json", exclude_unset=True)
+        configuration["storage"] = {"keep_rounds": 0}  # what is judged at the end must still be there
+        if home == witness:
+            configuration["training"] = {"enabled": False}
+        home.configuration_file.write_text(tomli_w.dumps(configuration), encoding="utf-8")
     return testnet
 
 

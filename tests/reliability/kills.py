@@ -65,7 +65,8 @@ def run(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None]) 
     done = list(_read(file))
     with running_field(directory, seed) as field:
         for number in range(len(done) + 1, cycles + 1):
-            cycle = _cycle(field, number, random.Random(f"{seed}/{number}"))
+            generator = random.Random(f"{seed}/{number}")
+            cycle = kill_and_restart(field, number, draw(field, generator), generator)
             done.append(cycle)
             with file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(asdict(cycle)) + "\n")
@@ -78,17 +79,22 @@ def run(directory: Path, *, cycles: int, seed: int, say: Callable[[str], None]) 
     return Outcome(seed, tuple(done), verdict)
 
 
-def _cycle(field: Field, number: int, generator: random.Random) -> Cycle:
+def draw(field: Field, generator: random.Random) -> tuple[str, ...]:
+    """Who dies next."""
     counts, weights = zip(*PATTERNS, strict=True)
     (count,) = generator.choices(counts, weights)
-    victims = tuple(sorted(generator.sample(field.validators, count)))
+    return tuple(sorted(generator.sample(field.validators, count)))
+
+
+def kill_and_restart(field: Field, number: int, victims: tuple[str, ...], generator: random.Random) -> Cycle:
+    """Kill these validators at a random moment and start them again after a random time."""
     time.sleep(generator.uniform(0, MAX_UPTIME_S))
     height = field.watch.top()
     killed_s = field.kill(victims)
     downtime_s = generator.uniform(0, MAX_DOWNTIME_S)
     time.sleep(max(0.0, downtime_s - (time.monotonic() - killed_s)))
     started_s = field.start(victims)
-    has_quorum = 3 * (len(field.validators) - count) > 2 * len(field.validators)
+    has_quorum = 3 * (len(field.validators) - len(victims)) > 2 * len(field.validators)
     network_s = field.wait_for_network_block(killed_s if has_quorum else started_s)
     restarted = field.wait_for_blocks(victims, started_s)
     field.wait_until_signing(victims)

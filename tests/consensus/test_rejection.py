@@ -18,3 +18,8 @@ def test_message_without_values_is_the_reason() -> None:
 
 def test_reasons_have_distinct_texts() -> None:
     assert len({reason.value for reason in Reason}) == len(Reason.__members__)
+
+
+def test_what_a_stranger_wrote_is_bounded_and_printable_in_a_message() -> None:
+    assert str(Rejection(Reason.MALFORMED, value="a\x1b[2J\nb")) == r"malformed: value='a\x1b[2J\nb'"
+    assert len(str(Rejection(Reason.MALFORMED, value="x" * 100_000))) < 400

@@ -286,13 +286,10 @@ def _rpc_requests() -> Sequence[bytes]:
     block = chain().blocks[-1]
     transaction = block.transactions[0]
     questions: dict[str, dict[str, Any]] = {
-        "status": {},
+        **{method: {} for method in INSPECTIONS},
         "block": {"reference": "latest"},
-        "blockchain": {},
         "tx": {"reference": transaction.id.hex()},
         "account": {"reference": account_text(transaction.sender)},
-        "round": {},
-        "reward": {},
         "model": {"reference": "ab" * 32},
         "broadcast_tx": {"transaction": transaction.encoded.hex()},
     }

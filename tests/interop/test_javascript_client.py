@@ -63,7 +63,7 @@ def installed() -> Path:
     for name in CLIENT_FILES:
         shutil.copyfile(HERE / name, folder / name)
     if not (folder / "complete").exists():
-        install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--cache", str(BUILD / "npm-cache")]
         try:
             subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=INSTALL_DEADLINE_S, check=True)
         except subprocess.TimeoutExpired:

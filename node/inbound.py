@@ -119,6 +119,7 @@ class Inbound:
         delay_s = self._limits.delay_s(sender, protocol, size_bytes)
         if delay_s is None:
             self._traffic.throttled[protocol] += 1
+            await trio.sleep(self._limits.pause_s(sender, protocol, size_bytes))
             return False
         if delay_s > 0:
             self._traffic.throttled[protocol] += 1

@@ -69,7 +69,7 @@ MAX_VERSION_LENGTH = 32
 
 RATES = {
     PROPOSALS: Rate(8, 64, unit_bytes=256 * 1024),
-    VOTES: Rate(200, 2_000, unit_bytes=512),
+    VOTES: Rate(100, 1_000, unit_bytes=512),
     TRANSACTIONS: Rate(500, 4_000, unit_bytes=256),
     STATUS: Rate(20, 100, unit_bytes=4 * 1024, drops=True),
     GOSSIP: Rate(40, 800, unit_bytes=4 * 1024),

@@ -21,7 +21,8 @@ class Rate:
         per_s: units a second in the long run.
         burst: units at once after a pause.
         unit_bytes: a message costs one unit for each so many bytes, at least one.
-        drops: whether excess is dropped instead of made to wait; for what is outdated soon and comes again.
+        drops: whether excess is dropped instead of made to wait; for what is outdated soon and comes again. Reading it
+            costs too: beyond `READ_FACTOR` times the rate it waits as well.
     """
 
     per_s: float
@@ -33,6 +34,9 @@ class Rate:
         """Units that a message of this size costs."""
         return max(1.0, size_bytes / self.unit_bytes)
 
+
+READ_FACTOR = 10
+"""Times the rate at which what is dropped is read."""
 
 GENEROUS = Rate(per_s=2_000, burst=20_000)
 """For what has no rate of its own: more than a loop of Python sends."""
@@ -82,6 +86,12 @@ class RateLimits:
         if rate.drops:
             return 0.0 if bucket.take(rate.cost(size_bytes), self._clock()) else None
         return bucket.owe(rate.cost(size_bytes), self._clock())
+
+    def pause_s(self, who: Hashable, protocol: str, size_bytes: int = 0) -> float:
+        """Count a message that is dropped: how many seconds the next one has to wait."""
+        rate = self._rates.get(protocol, GENEROUS)
+        reading = Rate(READ_FACTOR * rate.per_s, READ_FACTOR * rate.burst, rate.unit_bytes)
+        return self._bucket(who, f"{protocol} dropped", reading).owe(rate.cost(size_bytes), self._clock())
 
     def _bucket(self, who: Hashable, protocol: str, rate: Rate) -> TokenBucket:
         bucket = self._buckets.pop((who, protocol), None)

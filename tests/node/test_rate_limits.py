@@ -38,6 +38,11 @@ def test_excess_of_what_is_soon_outdated_is_dropped_and_costs_nothing(clock: Clo
     assert [limits.delay_s("peer", "status") for _ in range(2)] == [0, None]
 
 
+def test_reading_what_is_dropped_has_a_rate_too(clock: Clock) -> None:
+    limits = RateLimits({"status": DROPPING}, clock)
+    assert [limits.pause_s("peer", "status") for _ in range(42)] == [0.0] * 40 + [0.05, 0.1]
+
+
 def test_a_large_message_costs_as_much_as_several_small_ones(clock: Clock) -> None:
     limits = RateLimits({"proposals": Rate(per_s=1, burst=10, unit_bytes=100)}, clock)
     assert limits.delay_s("peer", "proposals", 900) == 0.0

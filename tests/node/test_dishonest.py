@@ -8,12 +8,14 @@ import pytest
 from bflnode.consensus.clustering import cluster, matrix_from_triangle
 from bflnode.consensus.duties import Aggregate, Train
 from bflnode.consensus.rejection import Reason, Rejection
+from bflnode.consensus.tables import stake_of
 from bflnode.consensus.task import Exclusion
 from bflnode.consensus.transaction import Aggregate as AggregateBody
 from bflnode.consensus.transaction import Attest, Commit, Fault, model_commitment
 from bflnode.consensus.types import BlobId
 from bflnode.node.duty_work import DutyWork
 from bflnode.node.node import Node
+from bflnode.node.testnet_homes import STAKE
 from tests.node.nodes import (
     client_of,
     going,
@@ -160,13 +162,17 @@ async def test_a_wrong_aggregation_is_voted_bad_and_the_next_in_line_is_paid(
             cheater, successor = (member.account for member in current.line[:2])
             await until(watcher, lambda: bool(settled_rounds(watcher)))
         settled = settled_rounds(watcher)[0]
-        verdicts = {
+        assert settled.aggregation is not None
+        verdicts = [
             (transaction.body.aggregate == settled.aggregation.transaction, transaction.body.fault)
             for block in watcher.chain.store.blocks(1, watcher.chain.height + 1)
             for transaction in block.transactions
-            if isinstance(transaction.body, Attest) and settled.aggregation is not None
-        }
+            if isinstance(transaction.body, Attest)
+        ]
+        stake = stake_of(watcher.chain.tree, cheater).bonded
     assert settled.aggregation is not None
     assert settled.aggregation.aggregator == successor != cheater
     assert settled.aggregator_income > 0
-    assert verdicts == {(False, fault), (True, Fault.NONE)}
+    assert set(verdicts) == {(False, fault), (True, Fault.NONE)}
+    is_slashed = fault is Fault.OUTPUT_MISMATCH and verdicts.count((False, fault)) >= 3
+    assert stake == (STAKE // 2 if is_slashed else STAKE), "an exact fault, if three of four had said so in time"

@@ -97,7 +97,7 @@ class Vice(Enum):
     LIE = "lie"
     """Proposes blocks that break a rule, another one each time, and to halves of the others different ones."""
     UNLOCK = "unlock"
-    """Proposes its own block again, as if it had had a quorum of prevotes before."""
+    """Proposes something new although others are locked, or an own block as if it had had its quorum before."""
     USURP = "usurp"
     """Proposes when others lead, in their name."""
     FORGE = "forge"
@@ -169,6 +169,9 @@ class Traitor(Careless):
     # Proposals
 
     def _sign_proposal(self, intent: SignProposal) -> None:
+        if intent.valid_round >= 0 and Vice.UNLOCK in self.vices and self._random.random() < 0.7:
+            fresh = self.chain.build(intent.round, self.account, self.local_ms, ())
+            intent = SignProposal(intent.height, intent.round, -1, fresh, ())
         honest = self._wal.sign_proposal(intent)
         messages = [honest]
         is_even = False

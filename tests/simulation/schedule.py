@@ -104,6 +104,9 @@ def draw_setting(random: Random, style: Style) -> Setting:
         kinds = [Fault.TRAITOR]
     faults = {number: random.choice(kinds) for number in draw_faulty(random, stakes)}
     vices = {number: frozenset(vice for vice in Vice if random.random() < 0.5) for number in sorted(faults)}
+    queue = tuple(random.sample(range(count), random.randint(0, 2)))
+    if style is Style.MAZE and random.random() < 0.7:
+        queue = tuple(sorted(faults))
     clients = validator_keys(random.choice([0, 0, 1]), "client") if style is Style.LEARNING else ()
     everybody = range(count + len(clients))
     habits = {}
@@ -112,7 +115,7 @@ def draw_setting(random: Random, style: Style) -> Setting:
     return Setting(
         keys=validator_keys(count),
         stakes=stakes,
-        queue=tuple(random.sample(range(count), random.randint(0, 2))),
+        queue=queue,
         faults=faults,
         vices=vices,
         clocks={number: draw_clock(random, faults.get(number)) for number in everybody},

@@ -32,13 +32,13 @@ from .prototypes import MAX_SAMPLES
 from .samples import DatasetError, Inputs, LabelledData, Shard, as_float, printable
 
 ENTRY_POINTS = "bflnode.datasets"
-"""Entry points of other packages that read data: a function of a path (or None) and `LoadOptions` that gives a Shard."""
+"""Entry points of other packages that read data: functions of a path (or None) and `LoadOptions` that give a Shard."""
 
 DIGITS_TEST_SHARE = 0.35
 """Digits has only 1,797 samples, and the probe set, the global test set and every client's own come out of this."""
 
 SHIFTS = ("none", "rotation", "style")
-"""How features differ between groups of clients: not; turned by 0, 90, 180, 270 degrees; plain, inverted, faint, dark."""
+"""How features differ between groups: not; turned by 0, 90, 180, 270 degrees; plain, inverted, faint, dark."""
 
 MAX_GROUPS = 4
 

@@ -233,7 +233,7 @@ class VirtualChain:
         """
         number = self._current().slot.number
         self._change_clients(models, next_clients)
-        while (settled := SETTLED.get(self.tree, settled_key(self._task, number))) is None:
+        while (settled := self.settled(number)) is None:
             current = current_round(self.tree)
             if current is None or current.slot.attempt:
                 raise ExperimentError(f"learning round {number} is void: {self._trouble or 'nobody took part'}")
@@ -241,6 +241,10 @@ class VirtualChain:
             self._include(self._answers(current, models, aggregate))
             assert before != (self.height, current.phase), "a phase ends once everybody has acted"
         return settled
+
+    def settled(self, number: int) -> SettledRound | None:
+        """A learning round that has been settled."""
+        return SETTLED.get(self.tree, settled_key(self._task, number))
 
     def number_of(self, account: AccountId) -> int:
         """The client that has an account."""

@@ -43,7 +43,11 @@ class RoundRecord:
 
 
 class Run:
-    """One run: a method on one population."""
+    """One run: a method on one population.
+
+    Attributes:
+        chain: its ledger, None where the method has none.
+    """
 
     def __init__(
         self, folder: ExperimentFolder, plan: RunPlan, method: "Method", population: Population, pool: Pool
@@ -58,10 +62,10 @@ class Run:
         self._parsed: dict[str, Tensors] = {}
         saved = self._folder.state()
         self._folder.prepare(saved)
-        self._chain = self._make_chain() if folder.experiment.is_on_chain(plan.entry) else None
+        self.chain = self._make_chain() if folder.experiment.is_on_chain(plan.entry) else None
         self._state = self._first_state() if saved is None else saved
-        if self._chain is not None:
-            self._resume_chain(self._chain)
+        if self.chain is not None:
+            self._resume_chain(self.chain)
 
     def rounds(self) -> Iterator[RoundRecord]:
         """Play the rounds that are left, and write a checkpoint after each."""
@@ -128,7 +132,7 @@ class Run:
                     batch_size=training.batch_size,
                     epochs=training.epochs,
                     optimiser=training.optimiser,
-                    seed=self._draw("training", number, own[0]),
+                    seed=drawn_seed("training", self._plan.seed, number, own[0]),
                     device=training.device,
                 ),
                 received=self._folder.model(self._received_id(own[0])),
@@ -147,7 +151,7 @@ class Run:
         received = {client: self._tensors(self._received_id(client)) for client in results}
         if attack is not None and not self._is_centralised:
             for client in sorted(hostile & tensors.keys()):
-                seed = self._draw("attack", number, client)
+                seed = drawn_seed("attack", self._plan.seed, number, client)
                 tensors[client] = dict(attack.forged(tensors[client], received[client], honest, seed))
         return {
             client: Sent(
@@ -162,8 +166,8 @@ class Run:
 
     def _aggregate(self, number: int, sent: "dict[int, Sent]") -> "tuple[_Given, Hash, list[Sequence[object]]]":
         """What clients receive next, the head after it, and payouts where there is a ledger."""
-        if self._chain is not None:
-            return self._aggregate_on_chain(self._chain, number, sent)
+        if self.chain is not None:
+            return self._aggregate_on_chain(self.chain, number, sent)
         seed = tagged_hash("experiment-probe", *self._place(number))
         given = self._method.aggregate(self._gathered(number, tuple(sent.values()), seed, cluster_exactly))
         received = self._put_all(given.received)
@@ -214,7 +218,7 @@ class Run:
         robust = self._experiment.robust
         return Gathered(
             round=number,
-            seed=self._draw("aggregation", number, 0),
+            seed=drawn_seed("aggregation", self._plan.seed, number),
             architecture=self._architecture,
             sent=sent,
             probe=probe_set.take(probe.indices),
@@ -343,11 +347,6 @@ class Run:
     def _place(self, number: int) -> tuple[bytes, bytes]:
         return self._plan.seed.to_bytes(8, "big"), number.to_bytes(8, "big")
 
-    def _draw(self, what: str, number: int, client: int) -> int:
-        """A seed: the same for all methods, so that they differ in nothing else."""
-        drawn = tagged_hash(f"experiment-{what}", *self._place(number), client.to_bytes(8, "big"))
-        return int.from_bytes(drawn[:4], "big")
-
 
 @dataclass(frozen=True, slots=True)
 class _Given:
@@ -367,6 +366,13 @@ def architecture_of(experiment: Experiment, population: Population) -> Architect
     """
     rest = population.held.rest
     return fitting_architecture(experiment.architecture or default_architecture(experiment.data.kind, rest), rest)
+
+
+def drawn_seed(what: str, run_seed: int, number: int, client: int = 0) -> int:
+    """A seed for something in a learning round: the same for all methods, so that they differ in nothing else."""
+    parts = (run_seed, number, client)
+    drawn = tagged_hash(f"experiment-{what}", *(part.to_bytes(8, "big") for part in parts))
+    return int.from_bytes(drawn[:4], "big")
 
 
 def model_id(content: bytes) -> BlobId:

@@ -220,8 +220,8 @@ def make_folder(path: Path, file: Path, experiment: Experiment, content: bytes) 
         if (path / "experiment.toml").exists():
             if (path / "experiment.toml").read_bytes() != content:
                 raise ExperimentError(
-                    f"{path} has an experiment with another file: choose another folder with -o, or go on with that one "
-                    f"with `bflnode experiment resume {path}`"
+                    f"{path} has an experiment with another file: choose another folder with -o, or go on with "
+                    f"that one: `bflnode experiment resume {path}`"
                 )
             return open_folder(path)
         if path.exists() and any(path.iterdir()):

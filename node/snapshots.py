@@ -62,11 +62,11 @@ class Snapshots:
             _log.warning("no snapshot of height %d: the one before is still being written", height)
 
     async def run(self) -> None:
-        """Write what is due until cancelled. A disk that is full costs snapshots, not the node."""
+        """Write what is due until cancelled. A full disk, or a state beyond any blob, costs snapshots, not the node."""
         async for frozen in self._to_make:
             try:
                 await self._write(frozen)
-            except StorageError as error:
+            except (StorageError, Rejection) as error:
                 _log.error("no snapshot of height %d: %s", frozen.header.height, error)
 
     async def create(self) -> Snapshot:
@@ -74,6 +74,7 @@ class Snapshots:
 
         Raises:
             InspectionError: there is no block yet.
+            Rejection: TOO_LARGE, the state is larger than a blob may be.
             StorageError: the disk is at fault.
         """
         return await self._write(freeze(self._chain))

@@ -1,7 +1,7 @@
 """What joining costs: blocks a second against verification alone, starting from a snapshot, models from several peers.
 
     python benchmarks/sync.py blocks --blocks 1000 --peers 3
-    python benchmarks/sync.py state --accounts 50000
+    python benchmarks/sync.py state
     python benchmarks/sync.py blobs --megabytes 45
 
 Peers are real processes on this machine, over loopback. Chains are made here by the rules of the ledger, with the
@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -29,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bflnode.consensus.block import Block, Commit
 from bflnode.consensus.keys import _judge_and_remember
 from bflnode.consensus.ledger import validate_block, verify_commit
+from bflnode.consensus.snapshot import Snapshot, read_state
+from bflnode.consensus.state import StateTree
 from bflnode.consensus.tables import current_validators
 from bflnode.consensus.types import BlobId
 from bflnode.node.configuration import load_configuration
@@ -204,27 +206,43 @@ def _report(what: str, count: int, cost: Cost, alone: Cost | None = None) -> Non
 
 
 @main.command()
-@click.option("--accounts", default=4000, show_default=True, help="In the state; genesis holds 4,096 at most.")
+@click.option("--accounts", default=4000, show_default=True, help="In the chain's state; 4,096 at most.")
+@click.option("--entries", default=200_000, show_default=True, help="Of a larger state that is only written and read.")
 @click.option("--peers", default=2, show_default=True)
-def state(accounts: int, peers: int) -> None:
-    """Making a snapshot, and joining by it."""
+def state(accounts: int, entries: int, peers: int) -> None:
+    """Joining by a snapshot, and what a large one costs."""
     with tempfile.TemporaryDirectory(prefix="bflnode-sync-") as folder:
         root = Path(folder)
         chain = make_chain(20, 8, accounts)
         homes = homes_with(root, chain, peers)
         trust = ""
         for home in homes:
-            with ChainStore.open(home.chain) as store, store.freeze() as frozen, measured() as cost:
-                snapshots = SnapshotStore(home.snapshots)
-                made = snapshots.create(frozen.header, frozen.commit, frozen.entries())
+            with ChainStore.open(home.chain) as store, store.freeze() as frozen:
+                made = SnapshotStore(home.snapshots).create(frozen.header, frozen.commit, frozen.entries())
                 trust = f"{made.height}:{made.header.id.hex()}"
-                size_bytes = snapshots.size(made)
-        click.echo(f"a snapshot of {made.entries} entries, {size_bytes / 1e6:.1f} MB: made in {cost().wall_s:.2f} s")
         joiner = home_with(root / "joiner", chain.harness.genesis, make_keys(1, "joiner")[0])
         with serving(homes) as addresses, measured() as cost:
             sync = {"state_sync": trust, "state_sync_peers": tuple(addresses)}
             trio.run(sync_state, joiner, load_configuration(joiner, {"sync": sync}))
-        click.echo(f"joined by it in {cost().wall_s:.2f} s, of which one waits for more peers")
+        joined = cost()
+        click.echo(f"joined by a state of {made.entries} entries in {joined.wall_s:.2f} s, {joined.cpu_s:.2f} s of CPU")
+        _measure_large(root / "large", made, entries)
+
+
+def _measure_large(folder: Path, like: Snapshot, count: int) -> None:
+    """Write and read a state of that many entries of a hundred bytes."""
+    content = [(b"entry/%012d" % number, os.urandom(100)) for number in range(count)]
+    header = replace(like.header, state_root=StateTree(content).root)
+    store = SnapshotStore(folder)
+    with measured() as cost:
+        made = store.create(header, replace(like.commit, block_id=header.id), content)
+    written = cost()
+    with measured() as cost:
+        read_state(made, store.pieces(made))
+    checked = cost()
+    size = store.size(made) / 1e6
+    costs = f"written in {written.cpu_s:.2f} s of CPU, read and checked in {checked.cpu_s:.2f}"
+    click.echo(f"{count} entries, {size:.0f} MB: {costs}")
 
 
 @main.command()

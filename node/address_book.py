@@ -171,6 +171,8 @@ def _read(path: Path) -> Iterator[tuple[PeerId, Entry]]:
         for entry in entries:
             if [type(value) for value in asdict(entry).values()] != [str, int, int, str]:
                 raise ValueError(f"{entry} is no address of a peer")
-        yield from [(parse_address(entry.address)[1], entry) for entry in entries if host_and_port(entry.address)]
+        for entry in entries:
+            host_and_port(entry.address)
+        yield from [(parse_address(entry.address)[1], entry) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError, TransportError) as error:
         set_aside(path, error)

@@ -36,7 +36,8 @@ from enum import Enum
 from typing import Any
 
 import trio
-from libp2p.abc import ConnectionType, IMuxedConn, INetConn, INetStream, IRawConnection, ISecureConn
+from libp2p.abc import IMuxedConn, INetConn, INetStream, IRawConnection, ISecureConn
+from libp2p.connection_types import ConnectionType
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import IOException

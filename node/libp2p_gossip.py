@@ -23,6 +23,7 @@ Gossip stays best effort: whatever must arrive has to be pullable as well.
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import trio
 from libp2p.abc import INetStream
@@ -140,7 +141,7 @@ class RepairedPubsub(Pubsub):
 
     async def _take(self, peer: ID, rpc: rpc_pb2.RPC) -> None:
         rpc.ClearField("senderRecord")
-        control = rpc.control
+        control: Any = rpc.control  # mypy joins the kinds of its entries into one that has no fields
         lists = (rpc.publish, rpc.subscriptions, control.ihave, control.iwant, control.graft, control.prune)
         ids = (entry.messageIDs for entry in (*control.ihave, *control.iwant))
         if sum(map(len, (*lists, *ids))) > MAX_RPC_ENTRIES:

@@ -72,7 +72,7 @@ async def announce_locally(network: Network, chain_id: ChainId, suggest: Callabl
     except (OSError, zeroconf.Error) as error:
         _log.warning(
             "nodes on the local network can't be looked for (%s): give peers with p2p.bootstrap, or unset p2p.mdns",
-            error or type(error).__name__,
+            repr(error),
         )
         return
     try:

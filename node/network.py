@@ -27,7 +27,7 @@ from bflnode.consensus.rejection import Reason, Rejection
 from .addresses import parse_address
 from .bans import Ban, Bans
 from .inbound import MAX_GOSSIP_BYTES, VIOLATION_COST, Inbound, MessageHandlers
-from .libp2p_connections import Gate, check_port_is_free, shielded
+from .libp2p_connections import Gate, RepairedYamux, check_port_is_free, shielded
 from .libp2p_gossip import RepairedGossipSub, RepairedPubsub
 from .libp2p_repairs import ConnectionWatcher, GuardedHost, HostSettings, ServiceManager, build_host
 from .node_clock import now_ms
@@ -263,7 +263,8 @@ class Network:
     def remote_address(self, peer: PeerId) -> str | None:
         """The IP address from which or to which a peer is connected."""
         for connection in self._swarm.live_connections(ID.from_base58(peer)):
-            remote = connection.muxed_conn.get_remote_address()
+            muxed = connection.muxed_conn
+            remote = muxed.get_remote_address() if isinstance(muxed, RepairedYamux) else None
             if remote is not None:
                 return str(remote[0])
         return None

@@ -25,6 +25,7 @@ from bflnode.consensus.blob import CHUNK_BYTES, BlobHasher, BlobManifest, manife
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.types import BlobId
 
+from .durable import sync_folder
 from .errors import CorruptBlobError, MissingError, QuotaError, StorageError, from_os_error
 from .failpoints import Operation, after, before
 
@@ -85,7 +86,7 @@ class Pins:
         with _disk(self._folder, "pinning a blob"):
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / blob.hex()).touch()
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         return is_new
 
     def remove(self, blob: BlobId) -> bool:
@@ -485,19 +486,11 @@ def _publish(temporary: Path, target: Path) -> None:
     """Rename a complete, synced file to its name so that both survive a power failure."""
     if not target.parent.is_dir():
         target.parent.mkdir(exist_ok=True)
-        _sync_folder(target.parent.parent)
+        sync_folder(target.parent.parent)
     before(Operation.BLOB_RENAME)
     temporary.replace(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     after(Operation.BLOB_RENAME)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .architectures import Architecture, architecture
 from .attacks import Attack
@@ -258,14 +259,21 @@ def _part(data: LabelledData, samples: int, seed: int) -> LabelledData:
 def _joined(parts: Sequence[LabelledData]) -> LabelledData:
     if len(parts) == 1:
         return parts[0]
-    kinds = {part.inputs.dtype for part in parts}
-    inputs = [part.inputs if len(kinds) == 1 else as_float(part.inputs) for part in parts]
     labels = np.concatenate([part.labels for part in parts])
-    return LabelledData(np.concatenate(inputs), labels, parts[0].class_names)
+    return LabelledData(_stacked([part.inputs for part in parts]), labels, parts[0].class_names)
+
+
+def _stacked(parts: Sequence[Inputs]) -> Inputs:
+    """All samples; uint8 stays only where all of them are."""
+    if all(part.dtype == np.uint8 for part in parts):
+        joined: NDArray[np.uint8] = np.concatenate([part.astype(np.uint8, copy=False) for part in parts])
+        return joined
+    return np.concatenate([as_float(part) for part in parts])
 
 
 def _rotated(inputs: Inputs, group: int) -> Inputs:
-    return np.ascontiguousarray(np.rot90(inputs, group, axes=(2, 3)))
+    turned: Inputs = np.rot90(inputs, group, axes=(2, 3)).copy()
+    return turned
 
 
 def _restyled(inputs: Inputs, group: int) -> Inputs:

@@ -226,6 +226,7 @@ class Node:
 
     async def run(self) -> None:
         """Keep everything going until cancelled."""
+        self._review()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.agreement.run)
             nursery.start_soon(self.synchroniser.run)
@@ -267,7 +268,7 @@ class Node:
         self.accusations.accuse(evidence)
 
     def _review(self) -> None:
-        """After a block: say if the own place among the validators has changed, and send what evidence still waits."""
+        """At the start and after a block: say if the own standing has changed, and send what evidence still waits."""
         found = standing(self.chain.tree, self.key.account)
         if found is not self._standing:
             was, self._standing = self._standing, found

@@ -21,7 +21,6 @@ PASSES = {
     Operation.WAL_WRITE: 5,
     Operation.WAL_FSYNC: 5,
     Operation.CHAIN_BATCH: 3,
-    Operation.PROPOSAL_SEND: 2,
     Operation.VOTE_SEND: 7,
     Operation.PUSH_WRITE: 40,
     Operation.CHUNK_WRITE: 2,
@@ -31,8 +30,8 @@ PASSES = {
 BIRTH = (Operation.WAL_CREATE, Operation.CHAIN_CREATE)
 """Passed only when a node runs for the first time."""
 
-DEATH_DEADLINE_S = 60.0
-"""By then a busy node has passed every point."""
+DEATH_DEADLINE_S = 180.0
+"""By then a busy node has passed every point; a validator that isn't in the packing queue proposes seldom."""
 
 TORN_FRAME = FRAME_HEADER.pack(150, 0) + b"torn"
 

@@ -97,7 +97,8 @@ def draw_clock(random: Random, fault: Fault | None) -> Clock:
 
 def draw_setting(random: Random, style: Style) -> Setting:
     """3 to 7 validators, less than a third of the stake faulty."""
-    count = random.choice([4, 4, 4, 5] if style is Style.MAZE else [3, 4, 4, 4, 5, 5, 6, 7])
+    sizes = {Style.MAZE: [4, 4, 4, 5], Style.LEARNING: [3, 4, 4, 4, 5]}
+    count = random.choice(sizes.get(style, [3, 4, 4, 4, 5, 5, 6, 7]))
     stakes = draw_stakes(random, count)
     kinds = [Fault.TRAITOR] * 3 + [Fault.TWO_FACED, Fault.SILENT_LEADER, Fault.WRONG_CLOCK]
     if style is Style.MAZE:
@@ -122,7 +123,7 @@ def draw_setting(random: Random, style: Style) -> Setting:
         weather=draw_weather(random, style),
         clients=clients,
         habits=habits,
-        rounds=random.choice([1, 2]) if style is Style.LEARNING else 0,
+        rounds=random.choice([1, 1, 2]) if style is Style.LEARNING else 0,
         probe_mode=random.choice(list(ProbeMode)),
     )
 

@@ -28,20 +28,19 @@ def test_no_schedule_breaks_a_rule(first: int) -> None:
             pytest.fail(f"{type(error).__name__}: {error}\n  python -m tests.simulation --replay {seed}")
 
 
-@pytest.mark.parametrize("seed", range(len(Style)))
-def test_the_same_seed_gives_the_same_run_whatever_the_hash_seed(seed: int) -> None:
-    program = f"from tests.simulation.schedule import simulate; print(simulate({seed}))"
-    runs = [
-        subprocess.run(
+def test_the_same_seed_gives_the_same_run_whatever_the_hash_seed() -> None:
+    seeds = range(len(Style))
+    program = f"from tests.simulation.schedule import simulate\nfor seed in {seeds!r}: print(simulate(seed))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    for hash_seed in ("1", "2"):
+        run = subprocess.run(
             [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**environment, "PYTHONHASHSEED": hash_seed},
             capture_output=True,
             text=True,
             check=True,
-        ).stdout
-        for hash_seed in ("1", "2")
-    ]
-    assert runs[0] == runs[1] == f"{simulate(seed)}\n"
+        )
+        assert run.stdout == "".join(f"{simulate(seed)}\n" for seed in seeds)
 
 
 def test_different_seeds_give_different_runs() -> None:

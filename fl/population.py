@@ -246,9 +246,8 @@ def make_population(whole: Shard, options: PopulationOptions) -> Population:
     held = hold_out(used, **held_out_sizes(used), seed=options.seed)
     spread = Spread(clients=options.clients, seed=options.seed, min_train=options.min_train, min_test=options.min_test)
     parts = dirichlet(held.rest, options.alpha, spread) if options.alpha > 0 else iid(held.rest, spread)
-    mixed = HeldOut(
-        *(options.shift.mixture(data) for data in (held.probe, held.validation, held.global_test)), held.rest
-    )
+    mixture = options.shift.mixture
+    mixed = HeldOut(mixture(held.probe), mixture(held.validation), mixture(held.global_test), held.rest)
     return Population(options, mixed, parts)
 
 

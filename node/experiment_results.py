@@ -210,14 +210,6 @@ def last_rounds(results: Sequence[RoundResult], rounds: int) -> dict[tuple[str, 
     return {key: {name: spread(values) for name, values in metrics.items()} for key, metrics in found.items()}
 
 
-def totals(results: Sequence[RoundResult], name: str) -> dict[tuple[str, float, int], float]:
-    """The sum of a column over all rounds of each run."""
-    sums: dict[tuple[str, float, int], float] = defaultdict(float)
-    for result in results:
-        sums[result.method, result.alpha, result.seed] += result.values[name] or 0.0
-    return dict(sums)
-
-
 def _finished(folder: ExperimentFolder, plan: RunPlan, name: str) -> bytes:
     """A table of a run, up to the last round that ended."""
     run = folder.run(plan)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bflnode.node.experiment_file import Experiment, ExperimentError, parse_experiment, plans, read_experiment
+from bflnode.node.experiment_run import make_configured_method
 
 SMALLEST = 'name = "small"\n[[methods]]\nname = "fedavg"\n'
 
@@ -76,3 +77,15 @@ def test_a_robust_rule_that_the_chain_doesnt_have_is_refused_for_methods_of_the_
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"cannot read the experiment .*none.toml: No such file"):
         read_experiment(tmp_path / "none.toml")
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "experiments").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_read_and_their_methods_take_their_settings(path: Path) -> None:
+    experiment, _ = read_experiment(path)
+
+    assert [make_configured_method(entry).name for entry in experiment.methods] == [
+        entry.name for entry in experiment.methods
+    ]

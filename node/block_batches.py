@@ -9,7 +9,7 @@ that and the largest answer bound the memory. The batch that all others wait for
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .messages import BLOCKS_PER_REQUEST
 from .network import PeerId
@@ -41,11 +41,16 @@ class _Come:
 
 @dataclass(frozen=True, slots=True)
 class NextBlock:
-    """The block to use next, and who sent it."""
+    """The block to use next, and who sent it.
+
+    Attributes:
+        is_last: whether it was the last of its batch, so that there is room for another.
+    """
 
     height: int
     encoded: bytes
     peer: PeerId
+    is_last: bool = field(default=False, compare=False)
 
 
 class Batches:
@@ -143,7 +148,7 @@ class Batches:
         come = self._come.pop(height, None)
         if come is None:
             return None
-        found = NextBlock(height, come.blocks.popleft(), come.peer)
+        found = NextBlock(height, come.blocks.popleft(), come.peer, is_last=not come.blocks)
         come.start = self._next = height + 1
         if come.blocks:
             self._come[come.start] = come

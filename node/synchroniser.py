@@ -256,7 +256,8 @@ class Synchroniser:
             self._blame(block.peer, rejection, batches)
             batches.want(block.height)
         else:
-            self._tell()
+            if block.is_last:
+                self._tell()
 
     def _tell(self) -> None:
         self._changed.set()

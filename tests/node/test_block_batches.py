@@ -26,6 +26,7 @@ def test_batches_are_asked_for_in_order_and_used_in_order() -> None:
     assert batches.take(5) is None
     batches.put(first, ONE, blocks_of(first))
     taken = [batches.take(height) for height in range(5, 69)]
+    assert [block.height for block in taken if block is not None and block.is_last] == [36, 68]
     assert taken == [NextBlock(height, str(height).encode(), ONE if height < 37 else TWO) for height in range(5, 69)]
 
 

@@ -16,7 +16,7 @@ export OMP_NUM_THREADS ?= 1
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench simulate fuzz interop view install install-dev system-check clean
+.PHONY: help demo test check bench simulate reliability fuzz interop view install install-dev system-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -41,6 +41,9 @@ bench: $(VENV)/.installed-dev  ## run the benchmarks (minutes)
 
 simulate: $(VENV)/.installed-dev  ## run the simulator over 10,000 seeded schedules, on all cores
 	PYTHONPATH=. $(BIN)/python -m tests.simulation --seeds 10000
+
+reliability: $(VENV)/.installed-dev  ## kill real nodes, fail their disks, damage their homes (half an hour)
+	for verb in kill failpoints disk damage; do PYTHONPATH=. $(BIN)/python -m tests.reliability $$verb; done
 
 fuzz: $(VENV)/.installed-dev  ## search one decoder for inputs that break it: TARGET=name SECONDS=60; without TARGET, list them
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet 'atheris>=3,<4'

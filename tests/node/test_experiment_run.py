@@ -37,6 +37,7 @@ device = "cpu"
 """
 PAA = '[[methods]]\nname = "paa"\nclusters = 2\n'
 METHODS = f'{PAA}[[methods]]\nname = "fedper"\n'
+DIVERGING = '[[methods]]\nname = "fedprox"\nmu = 1e38\n'
 FEDAVG = '[[methods]]\nname = "fedavg"\n'
 
 Folder = Callable[..., ExperimentFolder]
@@ -280,7 +281,7 @@ def test_the_global_accuracy_is_measured_every_so_many_rounds_and_at_the_end(fol
     [
         ('[[methods]]\nname = "fedsgd"\n', "method fedsgd: there is no method 'fedsgd': use one of apfl,"),
         ('[[methods]]\nname = "fedprox"\nmy = 1\n', "method fedprox: method fedprox has no setting 'my': it has mu"),
-        ('[[methods]]\nname = "fedprox"\nmu = 1e38\n', "fedprox-alpha0.5-seed1: training diverged"),
+        (f"{DIVERGING}[training]\nlearning_rate = 1000.0\n", "fedprox-alpha0.5-seed1: training diverged"),
         (f'architecture = "cnn/1x28x28/10"\n{FEDAVG}', "doesn't fit the data, which has 1x8x8 and 10 classes"),
         (f'{FEDAVG}[data]\nkind = "imaginary"\n', "tiny: there is no kind of data 'imaginary': use one of digits,"),
         (f"clients = 900\n{FEDAVG}", "alpha 0.5, seed 1: 1168 training samples are too few for 900 clients"),

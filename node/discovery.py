@@ -115,7 +115,7 @@ class Discovery:
     def heard(self, addresses: Iterable[str], source: PeerId) -> None:
         """A greeted peer names others."""
         for address in addresses:
-            if self._book.heard(address, source):
+            if not address.endswith(self._network.peer_id) and self._book.heard(address, source):
                 self.suggest(address)
 
     def suggest(self, address: str) -> None:

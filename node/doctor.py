@@ -481,7 +481,9 @@ def _peer_checks(patient: Patient, targets: Sequence[str]) -> list[Check]:
         if refusal["node_id"] not in connected:
             who = "this node refused it" if refusal["by_us"] else "it refused this node"
             text = f"{who}: {refusal['reason']}"
-            checks.append(_failed("refused", refusal["node_id"], text, "see the reason; it is tried again regularly"))
+            is_wanted = any(address.endswith(refusal["node_id"]) for address in targets)
+            make = _warning if refusal["by_us"] and not is_wanted else _failed
+            checks.append(make("refused", refusal["node_id"], text, "see the reason; it is tried again regularly"))
     if connected:
         checks.append(_ok("peers", THIS_NODE, f"{len(connected)} connected"))
     elif targets:

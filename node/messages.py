@@ -70,7 +70,7 @@ MAX_VERSION_LENGTH = 32
 RATES = {
     PROPOSALS: Rate(8, 64, unit_bytes=256 * 1024),
     VOTES: Rate(100, 1_000, unit_bytes=512),
-    TRANSACTIONS: Rate(500, 4_000, unit_bytes=256),
+    TRANSACTIONS: Rate(1_000, 8_000, unit_bytes=256),
     STATUS: Rate(20, 100, unit_bytes=4 * 1024, drops=True),
     GOSSIP: Rate(40, 800, unit_bytes=4 * 1024),
     HELLO: Rate(1, 20),

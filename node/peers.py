@@ -134,6 +134,7 @@ class Peers:
         self._persistent: set[PeerId] = set()
         self._kept: dict[PeerId, None] = {}
         self._refusals: deque[Refusal] = deque(maxlen=MAX_REFUSALS)
+        self._said: set[tuple[PeerId, bool, str]] = set()
         self.discovery = discovery(self)
 
     async def run(self) -> None:
@@ -267,9 +268,12 @@ class Peers:
         """Why a connection knows no hello. One that fits by its own words only looks around: that is no fault."""
         try:
             fault = await self._compare(peer)
-        except (TransportError, Rejection) as error:
+        except (UnsupportedProtocolError, Rejection) as error:
             _log.debug("%s says nothing about itself: %s", peer, error)
             fault = f"it speaks no {HELLO}: it is an old bflnode, or other software"
+        except TransportError as error:
+            _log.debug("%s left before it said what it is: %s", peer, error)
+            return "it left"
         if fault is not None:
             self._note_refusal(peer, fault, by_us=True)
         return fault or "it only looks around"
@@ -369,7 +373,11 @@ class Peers:
         if known is not None:
             self._refusals.remove(known)
         self._refusals.append(Refusal(peer, now_ms(), by_us, reason))
-        is_news = known is None or (known.by_us, known.reason) != (by_us, reason)
+        news = (peer, by_us, reason)
+        is_news = news not in self._said
+        if is_news and len(self._said) >= 4 * MAX_REFUSALS:
+            self._said.clear()
+        self._said.add(news)
         level = logging.WARNING if is_news else logging.DEBUG
         _log.log(level, "refused peer %s: %s" if by_us else "peer %s refused us: %s", peer, reason)
 

@@ -10,6 +10,7 @@ from bflnode.node.home import HomeError
 from bflnode.node.messages import PEERS, PeerAddresses
 from bflnode.node.network import RemoteRefusal
 from bflnode.node.node import Node
+from bflnode.node.peer_identity import peer_id_text
 from tests.node.networks import eventually
 from tests.node.nodes import going, opened, small_network
 from tests.node.strangers import stranger_of
@@ -34,7 +35,8 @@ async def test_a_node_that_restarts_finds_its_network_without_configuration(tmp_
         told = {"persistent_peers": (address,)}
         async with opened([second_home], p2p=told, training=NO_TRAINING) as [second], going([second]):
             await eventually(lambda: knows(second, first))
-        assert second_home.address_book_file.exists()
+        assert peer_id_text(first_home.load_peer_seed()) in second_home.address_book_file.read_text()
+        assert peer_id_text(second_home.load_peer_seed()) not in second_home.address_book_file.read_text()
         async with opened([second_home], p2p=ALONE, training=NO_TRAINING) as [second], going([second]):
             await eventually(lambda: knows(second, first))
             assert second.network.dialled_address(first.network.peer_id) == address

@@ -194,10 +194,11 @@ def _loses_a_token(credit: Any) -> Any:
 
 
 def _judged_by_a_third(judge: Any) -> Any:
-    def mutated(current: Any) -> tuple[bool, bool]:
+    def mutated(current: Any) -> Any:
         committee = ValidatorSet(current.committee)
         good = committee.weight_of(vote.account for vote in current.attestations if not vote.fault)
-        return committee.exceeds_third(good), judge(current)[1]
+        is_good = committee.exceeds_third(good)
+        return replace(judge(current), is_good=is_good, is_final=is_good)
 
     return mutated
 
@@ -220,61 +221,152 @@ def _early_availability() -> Iterator[None]:
 
 MUTANTS = (
     # The lock
-    Mutant("lock ignored for new proposals (line 22)", replaced(Machine, "_prevote_line_22", _without_lock)),
-    Mutant("lock released by any re-proposal (line 28)", replaced(Machine, "_prevote_line_28", _without_lock)),
-    Mutant("valid value not proposed again (line 15)", replaced(Machine, "_begin_propose", _forgets_valid_value)),
-    # Certificates
-    Mutant("certificate of a re-proposal not checked", replaced(Machine, "_check_certificate", does_nothing())),
     Mutant(
-        "certificate counted by votes, not validators", replaced(Machine, "_check_certificate", _certificate_by_votes)
+        "lock ignored for new proposals (line 22)",
+        replaced(Machine, "_prevote_line_22", _without_lock),
+        scripts=("new block against the lock",),
     ),
-    Mutant("re-proposal without certificate", replaced(Machine, "_begin_propose", _proposes_without_certificate)),
+    Mutant(
+        "lock released by any re-proposal (line 28)",
+        replaced(Machine, "_prevote_line_28", _without_lock),
+        scripts=("stale certificate",),
+    ),
+    Mutant(
+        "valid value not proposed again (line 15)",
+        replaced(Machine, "_begin_propose", _forgets_valid_value),
+        seeds=(9,),
+    ),
+    # Certificates
+    Mutant(
+        "certificate of a re-proposal not checked",
+        replaced(Machine, "_check_certificate", does_nothing()),
+        scripts=("false certificate (none)",),
+    ),
+    Mutant(
+        "certificate counted by votes, not validators",
+        replaced(Machine, "_check_certificate", _certificate_by_votes),
+        scripts=("false certificate (one three times)",),
+    ),
+    Mutant(
+        "re-proposal without certificate",
+        replaced(Machine, "_begin_propose", _proposes_without_certificate),
+        scripts=("stale certificate",),
+    ),
     # Proposals
-    Mutant("proposer not checked", replaced(Machine, "_check_proposal", passes(Reason.WRONG_PROPOSER))),
-    Mutant("prevote for invalid blocks", replaced(Machine, "_receive_proposal", _with_event(is_valid=True))),
-    Mutant("prevote whatever the time", replaced(Machine, "_receive_proposal", _with_event(is_timely=True))),
+    Mutant(
+        "proposer not checked",
+        replaced(Machine, "_check_proposal", passes(Reason.WRONG_PROPOSER)),
+        scripts=("stale certificate",),
+    ),
+    Mutant(
+        "prevote for invalid blocks",
+        replaced(Machine, "_receive_proposal", _with_event(is_valid=True)),
+        scripts=("lying leader (another body)",),
+    ),
+    Mutant(
+        "prevote whatever the time",
+        replaced(Machine, "_receive_proposal", _with_event(is_timely=True)),
+        scripts=("lying leader (far future)",),
+    ),
     # Quorums
     Mutant(
-        "quorum at exactly two thirds", replaced(quorum, "is_quorum", lambda _: lambda w, total: 3 * w >= 2 * total)
+        "quorum at exactly two thirds",
+        replaced(quorum, "is_quorum", lambda _: lambda w, total: 3 * w >= 2 * total),
+        seeds=(1,),
     ),
-    Mutant("quorum by heads, not stake", replaced(VoteBook, "has_quorum_for", _counts_heads)),
-    Mutant("vote counted twice", replaced(VoteBook, "add", _counts_twice)),
-    Mutant("precommit without quorum of prevotes", replaced(VoteBook, "has_quorum_for", _any_is_enough)),
-    Mutant("precommit with a third", replaced(VoteBook, "has_quorum_for", _third_is_enough(VoteKind.PREVOTE))),
-    Mutant("decision with a third", replaced(VoteBook, "has_quorum_for", _third_is_enough(VoteKind.PRECOMMIT))),
+    Mutant("quorum by heads, not stake", replaced(VoteBook, "has_quorum_for", _counts_heads), seeds=(0,)),
+    Mutant("vote counted twice", replaced(VoteBook, "add", _counts_twice), scripts=("false certificate (none)",)),
+    Mutant(
+        "precommit without quorum of prevotes",
+        replaced(VoteBook, "has_quorum_for", _any_is_enough),
+        scripts=("new block against the lock",),
+    ),
+    Mutant(
+        "precommit with a third",
+        replaced(VoteBook, "has_quorum_for", _third_is_enough(VoteKind.PREVOTE)),
+        scripts=("amnesia (killed)",),
+    ),
+    Mutant(
+        "decision with a third",
+        replaced(VoteBook, "has_quorum_for", _third_is_enough(VoteKind.PRECOMMIT)),
+        scripts=("new block against the lock",),
+    ),
     # Rounds
     Mutant(
-        "round skipped on one word (line 55)", replaced(ValidatorSet, "exceeds_third", lambda _: lambda self, w: w > 0)
+        "round skipped on one word (line 55)",
+        replaced(ValidatorSet, "exceeds_third", lambda _: lambda self, w: w > 0),
+        seeds=(6,),
     ),
-    Mutant("no precommit time-out (line 47)", replaced(Machine, "_await_precommits_line_47", does_nothing(False))),
+    Mutant(
+        "no precommit time-out (line 47)",
+        replaced(Machine, "_await_precommits_line_47", does_nothing(False)),
+        scripts=("two proposals",),
+    ),
     # Signatures
-    Mutant("votes' signatures not checked", replaced(Vote, "verify_signature", does_nothing())),
-    Mutant("proposals' signatures not checked", replaced(Proposal, "verify_signature", does_nothing())),
-    Mutant("commit signatures not checked", replaced(ledger, "verify_commit", _checks_quorum_only)),
-    Mutant("commit quorum not checked", replaced(ledger, "verify_commit", passes(Reason.NO_QUORUM))),
+    Mutant(
+        "votes' signatures not checked",
+        replaced(Vote, "verify_signature", does_nothing()),
+        scripts=("false certificate (forged)",),
+    ),
+    Mutant(
+        "proposals' signatures not checked",
+        replaced(Proposal, "verify_signature", does_nothing()),
+        scripts=("stale certificate",),
+    ),
+    Mutant(
+        "commit signatures not checked",
+        replaced(ledger, "verify_commit", _checks_quorum_only),
+        scripts=("lying leader (bad last commit)",),
+    ),
+    Mutant("commit quorum not checked", replaced(ledger, "verify_commit", passes(Reason.NO_QUORUM)), seeds=(0,)),
     # The log
-    Mutant("log skipped", replaced(SignerWal, "_append", _writes_nothing)),
-    Mutant("log not synced", replaced(signer_wal, "_write", _writes_unsynced)),
-    Mutant("mark lost in compaction", replaced(signer_wal, "_frame", _writes_no_mark)),
-    Mutant("damaged log cut like a torn one", replaced(signer_wal, "_is_torn", does_nothing(True))),
-    Mutant("log not read at the start", replaced(Machine, "start", _restores_nothing)),
+    Mutant("log skipped", replaced(SignerWal, "_append", _writes_nothing), scripts=("amnesia (killed)",)),
+    Mutant("log not synced", replaced(signer_wal, "_write", _writes_unsynced), scripts=("amnesia (power cut)",)),
+    Mutant("mark lost in compaction", replaced(signer_wal, "_frame", _writes_no_mark), scripts=("chain lost",)),
+    Mutant(
+        "damaged log cut like a torn one",
+        replaced(signer_wal, "_is_torn", does_nothing(True)),
+        scripts=("amnesia (log damaged)",),
+    ),
+    Mutant("log not read at the start", replaced(Machine, "start", _restores_nothing), scripts=("amnesia (killed)",)),
     # Evidence
-    Mutant("contradicting votes ignored", replaced(VoteBook, "add", _sees_no_contradiction)),
-    Mutant("contradicting proposals ignored", replaced(Machine, "_accuse_proposer", does_nothing())),
-    Mutant("evidence not verified", replaced(ledger, "verify_evidence", does_nothing())),
-    Mutant("equivocator not punished", replaced(ledger, "tombstone", does_nothing())),
+    Mutant("contradicting votes ignored", replaced(VoteBook, "add", _sees_no_contradiction), seeds=(0,)),
+    Mutant(
+        "contradicting proposals ignored",
+        replaced(Machine, "_accuse_proposer", does_nothing()),
+        scripts=("two proposals",),
+    ),
+    Mutant("evidence not verified", replaced(ledger, "verify_evidence", does_nothing()), seeds=(0,)),
+    Mutant("equivocator not punished", replaced(ledger, "tombstone", does_nothing()), scripts=("two proposals",)),
     # Blocks
-    Mutant("time of a block not checked", replaced(ledger, "_check_place", passes(Reason.WRONG_TIME))),
-    Mutant("last commit not checked", replaced(ledger, "_check_last_commit", does_nothing())),
-    Mutant("state root not checked", replaced(ledger, "_check_outcome", does_nothing())),
-    Mutant("nonce not checked", replaced(ledger, "_require_payment", passes(Reason.WRONG_NONCE))),
+    Mutant(
+        "time of a block not checked",
+        replaced(ledger, "_check_place", passes(Reason.WRONG_TIME)),
+        scripts=("lying leader (the parent's time)",),
+    ),
+    Mutant(
+        "last commit not checked",
+        replaced(ledger, "_check_last_commit", does_nothing()),
+        scripts=("lying leader (bad last commit)",),
+    ),
+    Mutant(
+        "state root not checked",
+        replaced(ledger, "_check_outcome", does_nothing()),
+        scripts=("lying leader (wrong beacon)",),
+    ),
+    Mutant(
+        "nonce not checked",
+        replaced(ledger, "_require_payment", passes(Reason.WRONG_NONCE)),
+        scripts=("lying leader (a transaction twice)",),
+    ),
     # Money and learning
     Mutant(
         "supply leak",
         together(replaced(Workspace, "credit", _loses_a_token), replaced(ledger, "_money", does_nothing(0))),
+        scripts=("amnesia (killed)",),
     ),
-    Mutant("ATTEST closed by a third", replaced(learning_round, "_good_and_bad", _judged_by_a_third)),
-    Mutant("AVAILABLE closed by a third", lambda: _early_availability()),
-    Mutant("copied models paid", replaced(learning_round, "_find_copies", does_nothing(frozenset()))),
+    Mutant("ATTEST closed by a third", replaced(learning_round, "verdict_on", _judged_by_a_third), seeds=(2,)),
+    Mutant("AVAILABLE closed by a third", lambda: _early_availability(), seeds=(10,)),
+    Mutant("copied models paid", replaced(learning_round, "_find_copies", does_nothing(frozenset())), seeds=(2,)),
 )
 """Every defect, in the order of the table."""

@@ -26,7 +26,7 @@ from .types import (
     BlockId,
     ChainId,
     Hash,
-    Milliseconds,
+    HeaderTime,
     Signature,
     Unsigned,
 )
@@ -80,7 +80,7 @@ class Header(Record):
     chain_id: ChainId
     height: Annotated[int, Between(1, 2**53)]
     round: Annotated[int, Between(0, MAX_ROUND)]
-    time_ms: Milliseconds
+    time_ms: HeaderTime
     parent: BlockId
     proposer: AccountId
     transactions_root: Hash

@@ -27,7 +27,7 @@ from .types import (
     BlobId,
     ChainId,
     Hash,
-    Milliseconds,
+    HeaderTime,
 )
 
 MAX_GENESIS_BYTES = 1024 * 1024
@@ -112,7 +112,7 @@ class Genesis(Record):
     """The start of a chain. Accounts and validators ascend by key."""
 
     name: Annotated[str, AtMost(64)]
-    time_ms: Milliseconds
+    time_ms: HeaderTime
     mode: Mode
     parameters: Parameters
     accounts: Annotated[tuple[GenesisAccount, ...], AtMost(MAX_GENESIS_ACCOUNTS)]

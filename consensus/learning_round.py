@@ -150,6 +150,7 @@ def dismiss(work: Workspace, account: AccountId) -> None:
         left = tuple(dropwhile(lambda member: member.probe is None, left))
     work.note(EventKind.AGGREGATOR_REPLACED, current.slot, "tombstoned", account=account)
     if not left and not is_done:
+        _find_copies(work, current)
         void(work, current, NO_AGGREGATOR)
         return
     changed = replace(current, line=(*gone, *left))
@@ -442,17 +443,19 @@ def _close_reveal(work: Workspace, current: LearningRound) -> None:
 
 
 def _find_copies(work: Workspace, current: LearningRound) -> frozenset[int]:
-    """Positions of clients whose model was seen before; remembers those of the others.
+    """Positions of clients whose model was seen before; remembers those of the others that are revealed.
 
     Seen is a base or output model or another client's of the last `copy_memory_rounds` learning rounds; the client's
     own counts unless it is of a void attempt of this round. Of equal models the one committed first isn't a copy.
     """
     slot = current.slot
     copies = set()
-    candidates = [position for position, client in enumerate(current.clients) if client.is_candidate]
+    candidates = [
+        position for position, client in enumerate(current.clients) if client.is_candidate and _has_revealed(client)
+    ]
     for position in sorted(candidates, key=lambda index: _commit_order(current.clients[index])):
         client = current.clients[position]
-        assert client.revealed is not None, "a candidate has revealed"
+        assert client.revealed is not None, "a candidate here has revealed"
         key = model_key(slot.task, client.revealed.model)
         seen = MODELS.get(work.view, key)
         is_own = seen is not None and (seen.owner, seen.number) == (client.account, slot.number)

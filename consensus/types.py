@@ -65,5 +65,11 @@ Amount = Annotated[int, Between(0, MAX_INTEGER)]
 Milliseconds = Annotated[int, Between(0, MAX_INTEGER)]
 """A duration, or a time since the Unix epoch."""
 
+MAX_TIME_MS = 2**53
+"""Latest time of a header. A leader may name any: the deadlines that execution adds to it must still be integers."""
+
+HeaderTime = Annotated[int, Between(0, MAX_TIME_MS)]
+"""The time of a block, in milliseconds since the Unix epoch."""
+
 TOKEN = 10**6
 """Micro-tokens in one token."""

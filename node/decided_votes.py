@@ -26,7 +26,8 @@ class DecidedVotes:
         self.validators = validators
         self._last = commit
         self._book = VoteBook(validators)
-        for vote in (*votes, *self.votes_in(commit)):
+        # The commit's first: of who signed several things only two are kept, and a commit must stay one.
+        for vote in (*self.votes_in(commit), *votes):
             self._book.add(vote)
 
     @property

@@ -139,7 +139,7 @@ def test_task_id_binds_place_and_task() -> None:
         ("time_ms", 1.0, "genesis.time_ms: expected an integer, found the number 1.0; write an integer"),
         ("time_ms", True, "genesis.time_ms: expected an integer, found true; write an integer"),
         ("time_ms", "1", 'genesis.time_ms: expected an integer, found the string "1"; write an integer'),
-        ("time_ms", -1, "genesis.time_ms: value -1 is out of bounds; use 0 to 9223372036854775807"),
+        ("time_ms", -1, "genesis.time_ms: value -1 is out of bounds; use 0 to 9007199254740992"),
         ("mode", "CACC", 'genesis.mode: expected "cacc", found the string "CACC"; write "cacc"'),
         ("mode", 1, 'genesis.mode: expected "cacc", found the number 1; write "cacc"'),
         ("parameters", [], "genesis.parameters: expected an object, found an array; write an object"),

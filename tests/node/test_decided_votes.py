@@ -66,3 +66,10 @@ def test_other_heights_rounds_and_kinds_do_not_concern_it() -> None:
     others = (vote(3, height=8), vote(3, round_=1), vote(3, kind=VoteKind.PREVOTE))
     assert not any(decided.concerns(other) for other in others)
     assert decided.votes_in(commit_of(0, 1, 2, round_=1)) == ()
+
+
+def test_who_signed_three_things_does_not_take_the_commit_below_its_quorum() -> None:
+    """Else whoever has seen the other two would propose a block that nobody accepts."""
+    decided = DecidedVotes(VALIDATORS, commit_of(0, 1, 3), [vote(3, OTHER), vote(3, NIL)])
+    assert decided.commit == commit_of(0, 1, 3)
+    verify_commit(CHAIN, VALIDATORS, decided.commit)

@@ -325,9 +325,9 @@ class Schedule:
             self.world.submit(self.random.choice(running) if number is None else number, transaction)
 
     def _transaction(self, client: int) -> Transaction:
-        """A transfer, or a change of a stake that doesn't help the faulty."""
+        """A transfer, or a change of a stake that doesn't help the faulty; none where the able are just enough."""
         body: Body = Transfer(self.recipient, 1)
-        if self.random.random() < 0.1:
+        if self.style is not Style.POWER and self.random.random() < 0.1:
             body = Unbond(1) if client in self.world.setting.faults else Bond(TOKEN)
         key = self.clients[client]
         nonce = self.nonces[key.account]

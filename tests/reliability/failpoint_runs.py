@@ -89,13 +89,19 @@ def run(directory: Path, *, points: Sequence[str], seed: int, say: Callable[[str
     deaths = []
     with running_field(directory, seed) as field:
         for number, name in enumerate(name for name in points if name not in births):
-            deaths.append(die(field, field.validators[number % len(field.validators)], name))
+            deaths.append(die(field, _victim(field, number, name), name))
             say(
                 f"{deaths[-1].failpoint}: {deaths[-1].node} died at height {deaths[-1].height}, voted again "
                 f"{deaths[-1].signing_s:.2f} s after its start"
             )
     verdict = judge(field.testnet, field.witness, field.load, field.watch)
     return Outcome(seed, tuple(deaths), tuple(births), verdict)
+
+
+def _victim(field: Field, number: int, name: str) -> str:
+    """Validators in turn; but one that proposes, where that is what has to happen: not all are in the packing queue."""
+    in_turn = field.validators[number % len(field.validators)]
+    return field.watch.proposer if name.startswith(Operation.PROPOSAL_SEND) else in_turn
 
 
 def die(field: Field, node: str, name: str) -> Death:

@@ -56,11 +56,13 @@ class Watch:
     Attributes:
         signed: content of every signature, by slot.
         sightings: of blocks, in order.
+        proposer: the node that signed the newest proposal.
         evidence: lines in which a node says that it saw a contradiction.
     """
 
     def __init__(self, homes: tuple[Home, ...]) -> None:
         self.signed: dict[Slot, bytes] = {}
+        self.proposer = ""
         self.evidence: list[str] = []
         self.sightings: list[Sighting] = []
         self._homes = homes
@@ -203,7 +205,7 @@ class Watch:
             content = record.block_id
             self._voted[node] = max(self.voted(node), record.height)
         else:
-            signed = record.proposal
+            signed, self.proposer = record.proposal, node
             slot = (signed.proposer, signed.height, signed.round, "PROPOSAL")
             content = signed.block_id + signed.valid_round.to_bytes(8, signed=True)
         known = self.signed.setdefault(slot, content)

@@ -81,6 +81,7 @@ def settle(work: Workspace, current: LearningRound) -> None:
     task = _update_participants(work, current, aggregation, task)
     for output in aggregation.outputs:
         MODELS.put(work.view, model_key(task.id, output), SeenModel(None, current.slot.number))
+    _forget_models(work, current)
     _update_queue(work, current, aggregation)
     BEACON.put(work.view, Beacon(salts_hash("beacon", current_beacon(work.view), current)))
 
@@ -128,6 +129,26 @@ def _count_miss(participant: Participant, has_missed: bool) -> Participant:
     if misses < MISSES_BEFORE_LEAVING or participant.is_leaving:
         return replace(participant, misses=min(misses, MISSES_BEFORE_LEAVING))
     return replace(participant, misses=misses, is_leaving=True)
+
+
+def _forget_models(work: Workspace, current: LearningRound) -> None:
+    """Forget the models that from the next learning round on tell no copy any more.
+
+    They are those of one settled round, so a settlement does a bounded amount of work. What only its void attempts saw
+    stays.
+    """
+    task, memory = current.slot.task, work.genesis.parameters.copy_memory_rounds
+    last = current.slot.number - memory
+    settled = SETTLED.get(work.view, settled_key(task, last)) if last > 0 else None
+    if settled is None:
+        return
+    models = {client.base for client in settled.clients}
+    models |= {client.revealed.model for client in settled.clients if client.revealed is not None}
+    models |= set(settled.aggregation.outputs if settled.aggregation is not None else ())
+    for model in sorted(models):
+        seen = MODELS.get(work.view, model_key(task, model))
+        if seen is not None and seen.number <= last:
+            MODELS.delete(work.view, model_key(task, model))
 
 
 def _update_queue(work: Workspace, current: LearningRound, aggregation: Aggregation) -> None:

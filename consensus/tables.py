@@ -17,7 +17,7 @@ What belongs here: tables, cells and the small records that only state holds. Wh
     participant/<task><account>     registered clients
     round/<task>                    the learning round that runs (at most one in all)
     settled/<task><number>          settled learning rounds, for ever
-    model/<task><blob>              models seen, to tell copies
+    model/<task><blob>              models seen of late, to tell copies
 """
 
 from dataclasses import dataclass

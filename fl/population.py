@@ -204,7 +204,7 @@ def default_architecture(kind: str, whole: Shard) -> str:
     return f"{'mlp' if kind == 'digits' else 'cnn'}/{shape}/{whole.classes}"
 
 
-def fitting_architecture(name: str, whole: Shard) -> Architecture:
+def fitting_architecture(name: str, kind: str, whole: Shard) -> Architecture:
     """An architecture that takes the data.
 
     Raises:
@@ -214,7 +214,7 @@ def fitting_architecture(name: str, whole: Shard) -> Architecture:
     chosen = architecture(name)
     if chosen.input_shape != whole.input_shape or chosen.classes != whole.classes:
         shape = "x".join(str(side) for side in whole.input_shape)
-        raise DatasetError(f"architecture {name} doesn't fit the data, which has {shape} and {whole.classes} classes")
+        raise DatasetError(f"architecture {name} doesn't fit the data: {kind} has {shape} and {whole.classes} classes")
     return chosen
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .cli_options import FAILURE, CommandError, examples, json_option
+from .cli_options import INTERRUPTED, CommandError, examples, json_option
 from .cli_output import duration, emit, percent, short, table
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _play(folder: "ExperimentFolder", jobs: int, ray_address: str | None, as_jso
         run_experiment(folder, Workers(jobs, ray_address), _show_progress)
     except KeyboardInterrupt as error:
         raise CommandError(
-            f"stopped: go on with `bflnode experiment resume {folder.path}`", exit_code=FAILURE
+            f"stopped: go on with `bflnode experiment resume {folder.path}`", exit_code=INTERRUPTED
         ) from error
     emit(describe(folder), as_json, _show_runs)
     if not as_json:

@@ -228,6 +228,7 @@ def _draw_accuracy(experiment: Experiment, results: Sequence[RoundResult], what:
             high = [each.mean + (each.deviation or 0.0) for each in spreads]
             axes.fill_between(rounds, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
     if not is_empty:
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set(xlabel="learning round", ylabel=metric.upper(), ylim=(0, 1), title=_alpha(alpha))
         axes.legend(fontsize="small")
         figure.savefig(path, dpi=DOTS_PER_INCH, bbox_inches="tight")
@@ -243,6 +244,7 @@ def _draw_rewards(payouts: _Payouts, title: str, path: Path) -> None:
         rounds = sorted(nets)
         earned = [sum(nets[number] for number in rounds[: index + 1]) / TOKEN for index in range(len(rounds))]
         trend.plot(rounds, earned, label=str(client), linewidth=1)
+    trend.xaxis.get_major_locator().set_params(integer=True)
     trend.set(xlabel="learning round", ylabel="tokens earned", title=f"Reward ({title})")
     clients = sorted(payouts.sizes)
     sums.bar(clients, [sum(payouts.sizes[client].values()) for client in clients])

@@ -364,8 +364,8 @@ def architecture_of(experiment: Experiment, population: Population) -> Architect
         UnknownArchitecture: no such model.
         DatasetError: it doesn't fit the data.
     """
-    rest = population.held.rest
-    return fitting_architecture(experiment.architecture or default_architecture(experiment.data.kind, rest), rest)
+    kind, rest = experiment.data.kind, population.held.rest
+    return fitting_architecture(experiment.architecture or default_architecture(kind, rest), kind, rest)
 
 
 def drawn_seed(what: str, run_seed: int, number: int, client: int = 0) -> int:

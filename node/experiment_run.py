@@ -114,7 +114,7 @@ def make_configured_method(entry: MethodEntry) -> "Method":
     try:
         return make_method(entry.name, entry.settings)
     except MethodError as error:
-        raise ExperimentError(f"method {entry.title}: {error}") from error
+        raise ExperimentError(f"{entry.title}: {error}") from error
 
 
 def read_data(folder: ExperimentFolder) -> Shard:

@@ -39,8 +39,8 @@ from bflnode.consensus.genesis import (
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.task import Deadlines, ProbeMode, TaskSpecification, Weighting
 from bflnode.consensus.types import TOKEN, BlobId
-from bflnode.fl import architectures, datasets, partition, prototypes
-from bflnode.fl.samples import DatasetError, LabelledData, Shard
+from bflnode.fl import architectures, datasets, partition, population, prototypes
+from bflnode.fl.samples import LabelledData, Shard
 from bflnode.storage.blob_store import BlobStore
 
 from .admission import sign_credential, write_credential
@@ -63,9 +63,6 @@ ADMISSION_POOL = 100 * STAKE
 
 MIN_SHARD_TRAIN = 10
 """Fewest training samples of a node, as in the papers' protocol."""
-
-DIGITS_TEST_SHARE = 0.35
-"""Digits has only 1,797 samples, and the probe set, the global test set and every node's own come out of this share."""
 
 RUN_FOLDER = "run"
 """The launcher may be starting while the homes are made: its folder doesn't make a testnet's folder one in use."""
@@ -269,7 +266,7 @@ class _Data:
 
 def _load_data(options: TestnetOptions) -> _Data:
     path = Path(options.dataset_path).expanduser() if options.dataset_path else None
-    share = DIGITS_TEST_SHARE if options.dataset == "digits" else datasets.TEST_SHARE
+    share = population.DIGITS_TEST_SHARE if options.dataset == "digits" else datasets.TEST_SHARE
     whole = datasets.load(options.dataset, path, datasets.LoadOptions(seed=options.seed, test_share=share))
     if options.samples and options.samples < len(whole.train):
         tests = max(1, min(len(whole.test), options.samples))
@@ -277,32 +274,16 @@ def _load_data(options: TestnetOptions) -> _Data:
             partition.subset(whole.train, options.samples, options.seed),
             partition.subset(whole.test, tests, options.seed),
         )
-    held = partition.hold_out(whole, **_held_out_sizes(whole), seed=options.seed)
+    held = partition.hold_out(whole, **population.held_out_sizes(whole), seed=options.seed)
     clients = options.validators + SPARE_SHARDS
     spread = partition.Spread(clients=clients, seed=options.seed, min_train=MIN_SHARD_TRAIN)
     if options.alpha > 0:
         parts = partition.dirichlet(held.rest, options.alpha, spread)
     else:
         parts = partition.iid(held.rest, spread)
-    shape = "x".join(str(side) for side in whole.input_shape)
-    default = "mlp" if options.dataset == "digits" else "cnn"
-    name = options.architecture or f"{default}/{shape}/{whole.classes}"
-    architecture = architectures.architecture(name)
-    if architecture.input_shape != whole.input_shape or architecture.classes != whole.classes:
-        raise DatasetError(
-            f"architecture {name} doesn't fit the data: {options.dataset} has {shape} and {whole.classes} classes"
-        )
+    name = options.architecture or population.default_architecture(options.dataset, whole)
+    architecture = population.fitting_architecture(name, options.dataset, whole)
     return _Data(partition.shards_of(held.rest, parts), held, architecture)
-
-
-def _held_out_sizes(whole: Shard) -> dict[str, int]:
-    """A third of the test data for the probe set, a quarter for the global test, a tenth for validation, bounded."""
-    tests = len(whole.test)
-    return {
-        "probe": min(tests // 3, 64 * whole.classes, prototypes.MAX_SAMPLES),
-        "validation": min(max(1, tests // 10), 1_000),
-        "global_test": min(tests // 4, 2_000),
-    }
 
 
 def _make_genesis(

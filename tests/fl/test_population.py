@@ -124,8 +124,8 @@ def test_the_model_follows_the_data_and_one_that_doesnt_fit_is_refused() -> None
 
     assert default_architecture("digits", digits) == "mlp/1x8x8/10"
     assert default_architecture("npz", digits) == "cnn/1x8x8/10"
-    with pytest.raises(DatasetError, match="has 1x8x8 and 10 classes"):
-        fitting_architecture("mlp/1x8x8/9", digits)
+    with pytest.raises(DatasetError, match="digits has 1x8x8 and 10 classes"):
+        fitting_architecture("mlp/1x8x8/9", "digits", digits)
 
 
 def test_other_packages_offer_data_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -279,10 +279,10 @@ def test_the_global_accuracy_is_measured_every_so_many_rounds_and_at_the_end(fol
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('[[methods]]\nname = "fedsgd"\n', "method fedsgd: there is no method 'fedsgd': use one of apfl,"),
-        ('[[methods]]\nname = "fedprox"\nmy = 1\n', "method fedprox: method fedprox has no setting 'my': it has mu"),
+        ('[[methods]]\nname = "fedsgd"\n', "fedsgd: there is no method 'fedsgd': use one of apfl,"),
+        ('[[methods]]\nname = "fedprox"\nmy = 1\n', "fedprox: method fedprox has no setting 'my': it has mu"),
         (f"{DIVERGING}[training]\nlearning_rate = 1000.0\n", "fedprox-alpha0.5-seed1: training diverged"),
-        (f'architecture = "cnn/1x28x28/10"\n{FEDAVG}', "doesn't fit the data, which has 1x8x8 and 10 classes"),
+        (f'architecture = "cnn/1x28x28/10"\n{FEDAVG}', "doesn't fit the data: digits has 1x8x8 and 10 classes"),
         (f'{FEDAVG}[data]\nkind = "imaginary"\n', "tiny: there is no kind of data 'imaginary': use one of digits,"),
         (f"clients = 900\n{FEDAVG}", "alpha 0.5, seed 1: 1168 training samples are too few for 900 clients"),
         (f'{FEDAVG}[robust]\nname = "krum"\nhostile = 0.4\n', "Krum needs at least 2f + 3 models"),

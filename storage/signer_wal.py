@@ -110,8 +110,8 @@ class SignerWal:
             if is_missing:
                 before(Operation.WAL_CREATE)
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            sync_folder(path.parent)  # also of a log that is there: who renamed or made it may have died before this
             if is_missing:
-                sync_folder(path.parent)
                 after(Operation.WAL_CREATE)
         except OSError as error:
             os.close(self._lock)
@@ -266,7 +266,11 @@ class SignerWal:
             raise from_os_error(self.path, "writing the signer's log", error) from error
 
     def _load(self) -> None:
-        """Read all frames, cut off a torn tail and leave the file positioned at its end."""
+        """Read all frames, cut off a torn tail and leave the file positioned at its end.
+
+        What is read will be sent again, so it must be on disk first: who wrote it may have died before its fsync.
+        """
+        os.fsync(self._descriptor)
         data = self.path.read_bytes()
         end = 0
         try:

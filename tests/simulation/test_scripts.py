@@ -2,6 +2,7 @@
 
 import pytest
 
+from .disk import CrashError
 from .network import Weather
 from .schedule import simulate
 from .scripts import amnesia, four, played, transact
@@ -134,3 +135,31 @@ def test_every_beginning_of_the_last_frame_is_cut_off_after_a_power_failure() ->
             assert node.refusal is None
             world.run(3_000, lambda node=node: node.chain.height >= 1)
             assert node.chain.height >= 1
+
+
+@pytest.mark.parametrize("place", ["written", "renamed"])
+def test_what_a_killed_process_left_unsynced_survives_a_later_power_failure(place: str) -> None:
+    """A log is synced when it is opened: its last process may have died before it could do that itself."""
+    with played(four(queue=(1,))) as world:
+        world.boot()
+        node = world.nodes[1]
+        usual = node.disk.failpoint
+
+        def die(name: str) -> None:
+            if name == place and node.chain.height >= 2:
+                node.disk.failpoint = usual
+                raise CrashError
+            usual(name)
+
+        node.disk.failpoint = die
+        for nonce in range(4):
+            transact(world, 1, nonce=nonce)
+            world.run(1_000)
+        assert not node.is_up
+        node.boot()
+        world.network.separate(((1,), (0, 2, 3)))
+        transact(world, 1, nonce=9)
+        kept = node.disk.path(WAL).read_bytes()
+        node.is_power_cut = True
+        node.crash()
+        assert node.disk.path(WAL).read_bytes() == kept

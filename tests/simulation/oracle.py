@@ -50,9 +50,6 @@ from .violations import (
     UnjustifiedVoteError,
 )
 
-TIME_SLACK_MS = 3_000
-"""A proposal may be judged when it arrives and voted for when its round comes."""
-
 VERIFY = Vote.verify_signature
 """As it was when this was loaded: mutants may change it."""
 
@@ -62,11 +59,11 @@ MAX_SKIPPED_ROUNDS = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Voting:
-    """What an honest node knows as it sends what it signed; no time if it signed that before it died."""
+    """What an honest node knows as it sends what it signed, perhaps before it died."""
 
     node: int
     validators: ValidatorSet
-    local_ms: int | None
+    is_sent_again: bool
 
 
 class Oracle:
@@ -75,6 +72,7 @@ class Oracle:
     Attributes:
         are_votes_checked: whether votes must be justified; a script that shows what comes of it otherwise waits.
         blocks: that were proposed, as somebody honest got them.
+        timely: which node found the time of which block near its own clock.
     """
 
     def __init__(self, genesis: Genesis, honest: frozenset[AccountId]) -> None:
@@ -85,6 +83,7 @@ class Oracle:
         self.signed: dict[tuple[AccountId, int, int, Step], tuple[int, BlockId]] = {}
         self.proposed: set[BlockId] = set()
         self.blocks: dict[BlockId, Block] = {}
+        self.timely: set[tuple[int, BlockId]] = set()
         self.are_votes_checked = True
         self.expected_evidence: set[tuple[int, int, AccountId]] = set()
         self.seen_evidence: set[tuple[int, int, AccountId]] = set()
@@ -148,10 +147,9 @@ class Oracle:
 
     def _check_prevote(self, vote: Vote, header: Header, voting: Voting) -> None:
         if header.round == vote.round:
-            distance_ms = 0 if voting.local_ms is None else abs(header.time_ms - voting.local_ms)
-            tolerance_ms = self.genesis.parameters.clock_tolerance_ms + TIME_SLACK_MS
-            if header.proposer != vote.validator and distance_ms > tolerance_ms:
-                raise UnjustifiedVoteError(f"node {voting.node} prevotes a block that is {distance_ms} ms off")
+            is_own = header.proposer == vote.validator
+            if not (is_own or voting.is_sent_again or (voting.node, header.id) in self.timely):
+                raise UnjustifiedVoteError(f"node {voting.node} prevotes {short(header.id)}, far from its clock")
         elif not any(
             self._has_polka(vote.height, round_, vote.block_id, voting) for round_ in range(header.round, vote.round)
         ):

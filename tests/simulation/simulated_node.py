@@ -306,6 +306,8 @@ class SimulatedNode:
             return VoteReceived(message)
         self.around.oracle.blocks.setdefault(message.block.id, message.block)
         is_timely = abs(message.block.header.time_ms - self.local_ms) <= PARAMETERS.clock_tolerance_ms
+        if is_timely:
+            self.around.oracle.timely.add((self.number, message.block.id))
         return ProposalReceived(message, self.chain.is_valid(message.block), is_timely)
 
     def _take_decided(self, decided: Decided) -> None:
@@ -462,7 +464,7 @@ class SimulatedNode:
         self._inputs.append(ProposalReceived(message, is_valid=True))
 
     def _send_own(self, message: Vote | ProposalMessage, *, is_sent_again: bool = False) -> None:
-        voting = Voting(self.number, self.chain.validators, None if is_sent_again else self.local_ms)
+        voting = Voting(self.number, self.chain.validators, is_sent_again)
         self.around.oracle.signs(message, voting)
         self.around.trace(f"{self.number} signs {_told(message)}")
         self._broadcast(message)

@@ -11,8 +11,11 @@ What belongs here: stake, and attendance since it leads to jail. What proves a d
 and fees are `ledger`'s.
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from enum import StrEnum
+from fractions import Fraction
 
 from .block import Commit, Validator
 from .genesis import Genesis, Parameters
@@ -284,22 +287,44 @@ def _shifted(missed: bytes, is_absent: bool, window: int) -> bytes:
 
 
 def _jail_absent(work: Workspace, attendance: Attendance) -> None:
-    """Jail who missed too many commits, if validators with more than a third of the stake recorded that.
+    """Jail who missed too many commits, also by the word of those alone who can't all be lying.
 
     A proposer chooses which signatures above two thirds it puts into a block. Leaders are those of the packing queue,
-    so a hostile queue could otherwise jail one honest validator after the other until it is a third of the rest.
+    so a hostile queue could otherwise jail one honest validator after the other until it is a third of the rest. By
+    the word of the others alone it must have missed more than anybody is forgiven: honest proposers, too, lack a
+    precommit now and then.
     """
     parameters = work.genesis.parameters
     validators = current_validators(work.view)
+    witnessed = min(parameters.missed_to_jail, parameters.attendance_window - parameters.missed_to_jail + 1)
     for member in attendance.members:
         if member.count < parameters.missed_to_jail:
             continue
         bits = int.from_bytes(member.missed, "big")
-        witnesses = (proposer for age, proposer in enumerate(attendance.recorders) if bits >> age & 1)
+        recorded = Counter(proposer for age, proposer in enumerate(attendance.recorders) if bits >> age & 1)
         stake = stake_of(work.view, member.account)
         jailed = replace(stake, jailed_until_ms=work.context.time_ms + parameters.jail_ms)
-        if validators.exceeds_third(validators.weight_of(witnesses)) and _leaves_validators(
-            work, member.account, jailed
-        ):
+        if _beyond_doubt(recorded, validators) >= witnessed and _leaves_validators(work, member.account, jailed):
             work.put_stake(member.account, jailed)
             work.note(EventKind.JAILED, detail=f"missed {member.count} commits", account=member.account)
+
+
+def _beyond_doubt(recorded: Mapping[AccountId, int], validators: ValidatorSet) -> int:
+    """How many misses are left of those that proposers recorded when any with a third of the stake are disbelieved.
+
+    Most misses for their stake go first, of the last proposer as large a part as there is stake left: no choice of
+    whole proposers leaves fewer (the fractional knapsack bounds the other).
+    """
+    doubted = validators.total // 3
+    left = 0
+    ranked = sorted(recorded, key=lambda account: (Fraction(validators.stake_of(account), recorded[account]), account))
+    for account in ranked:
+        stake, misses = validators.stake_of(account), recorded[account]
+        if stake <= doubted:
+            doubted -= stake
+        elif validators.exceeds_third(stake):
+            left += misses
+        else:
+            left += misses - misses * doubted // stake
+            doubted = 0
+    return left

@@ -56,3 +56,23 @@ def test_revealed_models_of_an_attempt_that_hostile_validators_end_are_not_free_
     harness.block(harness.reveal(5, stolen), *(harness.reveal(actor) for actor in range(5)))
     assert harness.phase is Phase.AVAILABLE
     assert [client.exclusion for client in harness.round.clients] == [Exclusion.NONE] * 5 + [Exclusion.COPY]
+
+
+def test_a_hostile_queue_cannot_jail_by_one_honest_miss_in_each_window() -> None:
+    """Three of ten lead round 0 of all heights and leave one out; once in a window an honest leader lacks its vote."""
+    window = {"attendance_window": 20, "missed_to_jail": 19}
+    harness = Harness(actors=10, stakes=(10,) * 10, queue=(0, 1, 2), specifications=(), parameters=window)
+    harness.absent = frozenset({9})
+    for height in range(60):
+        harness.block(round_=1 if height % 20 == 5 else 0)
+    assert harness.voting == tuple(range(10))
+
+
+def test_whoever_is_really_gone_is_jailed_by_the_word_of_all() -> None:
+    harness = Harness(
+        actors=10, stakes=(10,) * 10, specifications=(), parameters={"attendance_window": 20, "missed_to_jail": 19}
+    )
+    harness.absent = frozenset({9})
+    for _ in range(20):
+        harness.block()
+    assert harness.voting == tuple(range(9))

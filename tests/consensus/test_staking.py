@@ -288,13 +288,13 @@ def with_absent(absent: int, blocks: int, **changes: Any) -> Harness:
 
 def test_who_misses_too_many_commits_is_jailed_and_leaves_the_queue() -> None:
     """Jail who misses >= 95 of the last 100 commits: out of the set from the next height, leaves the queue."""
-    harness = with_absent(1, 7, queue=(1, 2))
+    harness = with_absent(1, 7, queue=(1, 2, 3))
     assert harness.voting == (0, 1, 2, 3)
     assert [member.count for member in current_attendance(harness.tree).members] == [0, 7, 0, 0]
     harness.wait(100)
     assert harness.voting == (0, 2, 3)
     assert harness.stake(1) == Stake(10, (), harness.now_ms + JAIL_MS, False), "it costs no stake"
-    assert current_queue(harness.tree) == (harness.account(2),)
+    assert current_queue(harness.tree) == (harness.account(2), harness.account(3))
     assert standing(harness.tree, harness.account(1)) is Standing.JAILED
     assert kinds(harness) == [EventKind.JAILED]
     harness.wait(100)
@@ -356,7 +356,7 @@ def test_a_jailing_that_would_leave_no_validator_is_left_out() -> None:
 
 
 def test_few_proposers_cannot_jail_anybody() -> None:
-    """Jail needs the word of proposers with more than a third of the stake: hostile leaders could leave one out."""
+    """Jail needs the word of proposers that can't all be hostile, who could leave one out: of more than a third."""
     harness = with_absent(1, 20, stakes=(10, 10, 10, 10), queue=(0,))
     assert current_attendance(harness.tree).members[1].count == 10
     assert harness.voting == (0, 1, 2, 3), "all blocks are of one proposer with a quarter of the stake"

@@ -72,7 +72,7 @@ def test_validators_are_listed_by_index_and_then_the_others_with_a_stake(case: C
 
 def test_a_jailed_validator_is_told_what_to_do_in_status_and_show(case: Case) -> None:
     shown = case.read("validator", "show")
-    jailed_ms = next(block.header.time_ms for block in case.harness.blocks if block.height == 6)
+    jailed_ms = next(block.header.time_ms for block in case.harness.blocks if block.height == 7)
     assert (shown["jailed"], shown["jailed_until_ms"]) == (True, jailed_ms + PARAMETERS.jail_ms)
     assert "bflnode validator unjail" in shown["advice"]
     status = case.run("status").stdout

@@ -97,8 +97,14 @@ class Player:
             TrainingError: training diverged, the data doesn't fit, or there is no such device.
             MethodError: settings of the method contradict the job's.
         """
-        with repeatable_torch(1):
-            return self._play(job)
+        try:
+            with repeatable_torch(1):
+                return self._play(job)
+        except InvalidWeights as error:
+            raise TrainingError(
+                f"client {job.owners[0]} can't read what it received or kept for round {job.round} ({error}): the disk "
+                "changed it; remove the folder of this run to begin it anew"
+            ) from error
 
     def _play(self, job: ClientJob) -> ClientResult:
         shard = self._population.shard(job.owners)

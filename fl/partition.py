@@ -21,6 +21,9 @@ MIN_TEST_SAMPLES = 2
 MAX_DRAWS = 20_000
 """Redraws before giving up, some seconds: 20 clients of the digits at alpha 0.1 need tens to hundreds."""
 
+MAX_DRAWN_PARTS = 400_000
+"""Clients' parts drawn before giving up, half a minute: a draw takes the longer the more clients there are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -86,15 +89,16 @@ def dirichlet(shard: Shard, alpha: float, spread: Spread) -> tuple[Assignment, .
         raise DatasetError(f"an alpha of {alpha} is no Dirichlet distribution: give more than 0, for example 0.3")
     _refuse_too_many_clients(shard, spread)
     generator = np.random.default_rng(spread.seed)
-    for _ in range(MAX_DRAWS):
+    draws = max(1, min(MAX_DRAWS, MAX_DRAWN_PARTS // spread.clients))
+    for _ in range(draws):
         assignments = _draw_dirichlet(shard, alpha, spread.clients, generator)
         if assignments is not None and all(
             len(part.train) >= spread.min_train and len(part.test) >= spread.min_test for part in assignments
         ):
             return assignments
     raise DatasetError(
-        f"{MAX_DRAWS} draws with alpha {alpha} left some of {spread.clients} clients with fewer than "
-        f"{spread.min_train} training or {spread.min_test} test samples: use fewer clients, more data or a larger alpha"
+        f"{draws} draws with alpha {alpha} left some of {spread.clients} clients with fewer than {spread.min_train} "
+        f"training or {spread.min_test} test samples: use fewer clients, more data, a larger alpha or lower minimums"
     )
 
 

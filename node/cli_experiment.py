@@ -85,16 +85,14 @@ def resume(directory: Path, jobs: int, ray_address: str | None, as_json: bool) -
 def list_experiments(directory: Path, as_json: bool) -> None:
     """Show the experiments in a folder (default: this one), or the runs of one experiment."""
     from .experiment_file import ExperimentError
-    from .experiment_store import describe, open_folder
+    from .experiment_store import describe, describe_all, open_folder
 
     if not directory.is_dir():
         raise ExperimentError(f"{directory} is no folder: give one that has experiments")
     if (directory / "experiment.toml").exists():
         emit(describe(open_folder(directory)), as_json, _show_runs)
         return
-    found = sorted(path.parent for path in directory.glob("*/experiment.toml"))
-    answers = [describe(open_folder(path)) for path in found]
-    emit(answers, as_json, _show_experiments)
+    emit(describe_all(directory), as_json, _show_experiments)
 
 
 @experiment.command(

@@ -19,7 +19,8 @@ from bflnode.fl.population import PopulationOptions, Shift, load_data, make_popu
 from bflnode.fl.robust import RobustRuleError
 from bflnode.fl.samples import DatasetError, Shard
 from bflnode.fl.weights import InvalidWeights
-from bflnode.storage.home_lock import HomeLock
+from bflnode.storage.errors import InUseError
+from bflnode.storage.home_lock import HomeLock, running_pid
 
 from .experiment_file import Experiment, ExperimentError, MethodEntry, RunPlan
 from .experiment_pool import make_pool
@@ -71,10 +72,10 @@ def run_experiment(folder: ExperimentFolder, workers: Workers, on_progress: Call
     """Run all that isn't done yet; whatever ends this, at most one learning round is lost.
 
     Raises:
-        ExperimentError: data, methods, training or the ledger refuse; the message names the run.
-        InUseError: another process runs it.
+        ExperimentError: data, methods, training or the ledger refuse, and the message names the run; or another process
+            is running it.
     """
-    with HomeLock(folder.path):
+    with _locked(folder.path):
         try:
             _run_all(folder, workers, on_progress)
         finally:
@@ -146,7 +147,7 @@ def population_options(experiment: Experiment, alpha: float, seed: int) -> Popul
 
 
 class _Clock:
-    """Says how long the rounds that are left will take: as long as those before, method by method unknown."""
+    """Estimates the time left from the mean of the rounds so far."""
 
     def __init__(self, rounds: int) -> None:
         self._left = rounds
@@ -168,6 +169,17 @@ class _Clock:
             rounds_left=self._left,
             seconds_left=pace * self._left,
         )
+
+
+def _locked(path: Path) -> HomeLock:
+    try:
+        return HomeLock(path)
+    except InUseError as error:
+        holder = running_pid(path)
+        raise ExperimentError(
+            f"{path} is being run by {'another process' if holder is None else f'process {holder}'}: "
+            "wait for it, stop it, or choose another folder with -o"
+        ) from error
 
 
 @contextmanager

@@ -285,6 +285,18 @@ def describe(folder: ExperimentFolder) -> dict[str, Any]:
     }
 
 
+def describe_all(directory: Path) -> list[dict[str, Any]]:
+    """How far the experiments in a folder are; one that is damaged has the state `damaged` and says why."""
+    answers = []
+    for path in sorted(found.parent for found in directory.glob("*/experiment.toml")):
+        try:
+            answers.append(describe(open_folder(path)))
+        except ExperimentError as error:
+            broken = {"directory": str(path), "name": path.name, "state": "damaged", "finished": 0, "runs": []}
+            answers.append({**broken, "error": str(error)})
+    return answers
+
+
 def _metadata(path: Path) -> dict[str, Any]:
     file = path / "experiment.json"
     try:

@@ -122,6 +122,16 @@ def test_the_list_says_how_far_experiments_are(tmp_path: Path) -> None:
     assert "no experiments here" in invoke("list", str(tmp_path / "made" / "runs")).output
 
 
+def test_a_damaged_experiment_doesnt_hide_the_others(tmp_path: Path) -> None:
+    made(tmp_path)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "experiment.toml").write_text("name = ")
+
+    broken, whole = json.loads(invoke("list", str(tmp_path), "--json").output)
+    assert (broken["state"], whole["state"]) == ("damaged", "done")
+    assert "experiment.json is missing or damaged" in broken["error"]
+
+
 def test_an_experiment_that_is_done_is_not_run_again(tmp_path: Path) -> None:
     made(tmp_path)
 

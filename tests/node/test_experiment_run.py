@@ -24,6 +24,7 @@ from bflnode.node.experiment_run import Progress, Workers, population_options, r
 from bflnode.node.experiment_store import ExperimentFolder, describe, make_folder, open_folder
 from bflnode.node.worker_jobs import run_job
 from bflnode.node.worker_protocol import AggregateJob, MatrixJob, MatrixResult, PublicProbe, TrainJob
+from bflnode.storage.home_lock import HomeLock
 
 FILE = """
 name = "tiny"
@@ -160,6 +161,30 @@ def test_a_damaged_checkpoint_is_refused_in_words(folder: Folder) -> None:
 
     with pytest.raises(ExperimentError, match=r"state.json is damaged .* to begin this run anew"):
         run(open_folder(made.path))
+
+
+def test_tensors_that_the_disk_changed_are_refused_in_words(folder: Folder) -> None:
+    made = folder(FILE + '[[methods]]\nname = "fedper"\n')
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(made, Workers(), _interrupt)
+    kept = made.path / "runs" / "fedper-alpha0.5-seed1" / "kept" / "2-1.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-1])
+
+    for workers in (Workers(), Workers(2)):
+        with pytest.raises(ExperimentError, match=r"client 2 can't read what it received or kept for round 2"):
+            run(open_folder(made.path), workers)
+
+
+def _interrupt(_: Progress) -> None:
+    raise KeyboardInterrupt
+
+
+def test_two_processes_dont_run_one_experiment(folder: Folder) -> None:
+    made = folder()
+
+    with HomeLock(made.path), pytest.raises(ExperimentError, match=rf"is being run by process {os.getpid()}: wait"):
+        run(made)
+    assert describe(made)["state"] == "stopped"
 
 
 # What the network does

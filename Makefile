@@ -9,6 +9,8 @@ PYTHON ?= $(firstword $(foreach candidate,python3.11 python3.12 python3,\
   $(if $(shell $(candidate) -c 'import sys; print(sys.version_info[:2] in ((3, 11), (3, 12)) or "")' 2>/dev/null),$(candidate))))
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Two at a time: a test is mostly one process, and more of those that are several would starve one another.
+PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # Several torch processes with several threads each starve one another; a test run is such a crowd.
 export OMP_NUM_THREADS ?= 1
@@ -25,14 +27,14 @@ demo: $(VENV)/.installed  ## install, then run a network of five real nodes that
 	$(BIN)/bflnode testnet run --learning-rate 0.01
 
 test: $(VENV)/.installed-dev  ## install, then run all tests
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev view  ## lint, formatting, types, architecture, then all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 bench: $(VENV)/.installed-dev  ## run the benchmarks (minutes)
 	$(BIN)/python benchmarks/clustering.py

@@ -45,8 +45,8 @@ def test_a_run_trains_clusters_aggregates_and_pays_and_every_check_holds(tmp_pat
     assert not launcher_client(network.testnet).is_alive()
 
 
-def test_an_interrupted_run_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+def test_an_interrupted_run_leaves_no_process_and_no_folder(short_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(short_path)}
     with subprocess.Popen(
         command("testnet", "run", "-v", "4", "--rounds", "1000"),
         stderr=subprocess.PIPE,
@@ -58,7 +58,7 @@ def test_an_interrupted_run_leaves_no_process_and_no_folder(tmp_path: Path) -> N
         try:
             assert process.stderr is not None
             next(line for line in process.stderr if "round 1 of 1000" in line)
-            (folder,) = tmp_path.glob("bflnet-*")
+            (folder,) = short_path.glob("bflnet-*")
             network = Network(folder)
             pids = network.pids()
             launcher = launcher_client(network.testnet)
@@ -69,20 +69,20 @@ def test_an_interrupted_run_leaves_no_process_and_no_folder(tmp_path: Path) -> N
             assert process.wait(DEADLINE_S) == 130
         finally:
             process.kill()
-    assert list(tmp_path.glob("bfl*")) == []
+    assert list(short_path.glob("bfl*")) == []
     assert not launcher.is_alive()
     assert not [pid for pid in pids.values() if Path(f"/proc/{pid}").exists()]
 
 
-def test_nothing_goes_on_when_a_run_is_killed(tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+def test_nothing_goes_on_when_a_run_is_killed(short_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(short_path)}
     with subprocess.Popen(
         command("testnet", "run", "-v", "4", "--rounds", "1000"), stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         try:
             assert process.stderr is not None
             next(line for line in process.stderr if "round 1 of 1000" in line)
-            (folder,) = tmp_path.glob("bflnet-*")
+            (folder,) = short_path.glob("bflnet-*")
             network = Network(folder)
             assert len(network.pids()) == 4
         finally:

@@ -15,11 +15,11 @@ ADDRESS = f"/ip4/192.0.2.7/tcp/26656/p2p/{PEER}"
 
 
 async def test_nodes_of_one_chain_find_each_other_and_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "DISCOVERY_DELAY_S", 0.0)
     flags = {"p2p": {"persistent_peers": (), "mdns": True}, "training": {"enabled": False}}
-    ours, theirs = small_network(tmp_path / "ours"), small_network(tmp_path / "theirs", rounds=2)
+    ours, theirs = small_network(short_path / "ours"), small_network(short_path / "theirs", rounds=2)
     async with (
         opened(ours.homes[:2], **flags) as [first, second],
         opened(theirs.homes[:1], **flags) as [other],

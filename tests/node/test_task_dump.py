@@ -23,7 +23,7 @@ async def test_a_dump_names_every_task_below_its_parent_and_where_it_waits() -> 
     assert found["depth"] == parent["depth"] + 1
     assert any(line.startswith("test_task_dump.py:") and line.endswith(" sleeper") for line in found["stack"])
     assert dump["statistics"]["tasks_living"] == len(dump["tasks"])
-    assert any("test_task_dump.py" in line for line in dump["threads"])
+    assert any(line.startswith("  File ") for line in dump["threads"])
     assert json.loads(json.dumps(dump)) == dump
     text = task_dump_text(dump)
     assert "the one that sleeps" in text

@@ -71,7 +71,7 @@ def test_what_is_no_failpoint_is_refused_with_the_names_of_all(text: str) -> Non
 
 def test_every_operation_that_is_named_is_used(request: pytest.FixtureRequest) -> None:
     root = request.config.rootpath
-    sources = [path.read_text() for folder in ("storage", "node") for path in (root / folder).glob("*.py")]
+    sources = [path.read_text() for folder in ("storage", "node") for path in (root / folder).rglob("*.py")]
     unused = [
         operation.name
         for operation in Operation

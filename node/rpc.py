@@ -12,13 +12,15 @@ import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.trio import serve as serve_http
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState, LifespanState
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -33,8 +35,8 @@ from .node import Node
 from .refusals import InspectionError, ParameterError
 from .rpc_methods import RpcMethods, UnknownMethodError
 
-_http_log = logging.getLogger(f"{__name__}.http")
-_http_log.setLevel(logging.WARNING)
+_http_logger = logging.getLogger(f"{__name__}.http")
+_http_logger.setLevel(logging.WARNING)
 """Hypercorn's; below warnings it only greets."""
 
 MAX_REQUEST_BYTES = 320 * 1024
@@ -43,8 +45,11 @@ MAX_REQUEST_BYTES = 320 * 1024
 KEEP_ALIVE_S = 30
 """An idle connection is closed after this long; the command line uses one for a few requests."""
 
-GRACE_S = 1
-"""How long requests may go on when the node stops."""
+REQUEST_TIMEOUT_S = 30.0
+"""A request that has begun must be complete in this time."""
+
+MAX_CONNECTIONS = 64
+"""Open at the same time; more are closed at once. Each is a descriptor that agreement and the disk don't have."""
 
 BACKLOG = 100
 
@@ -74,16 +79,52 @@ async def serve(node: Node, *, task_status: "trio.TaskStatus[str]" = trio.TASK_S
     port = listener.getsockname()[1]
     address = f"http://[{rpc.host}]:{port}" if ":" in rpc.host else f"http://{rpc.host}:{port}"
     config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.errorlog = _http_log
-    config.graceful_timeout = GRACE_S
+    config.errorlog = _http_logger
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.include_server_header = False
-    # Hypercorn describes what an application is called with more narrowly than ASGI does.
-    application: Any = make_application(RpcMethods(node, address))
+    connections = Connections(make_application(RpcMethods(node, address)), config)
+    accepting = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+    task_status.started(address)
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve_http, application, config, mode="asgi"))
-        task_status.started(address)
+        try:
+            await trio.serve_listeners(connections.serve, [accepting], handler_nursery=nursery)
+        finally:
+            connections.cut()
+
+
+class Connections:
+    """Open connections: bounded in number, apart from each other, and cut when the node stops.
+
+    The server of the library has no bound, ends with the first fault in a connection, and waits on the way out for
+    clients that don't read.
+    """
+
+    def __init__(self, application: Starlette, config: Config) -> None:
+        # Hypercorn describes what an application is called with more narrowly than ASGI does.
+        narrow: Any = application
+        self._application = ASGIWrapper(narrow)
+        self._config = config
+        self._context = WorkerContext(None)
+        self._open: set[trio.SocketStream] = set()
+
+    async def serve(self, stream: trio.SocketStream) -> None:
+        """Serve one connection until either side ends it."""
+        if len(self._open) >= MAX_CONNECTIONS:
+            await trio.aclose_forcefully(stream)
+            return
+        self._open.add(stream)
+        plain: Any = stream  # hypercorn names the encrypted stream only
+        try:
+            await TCPServer(self._application, self._config, self._context, ConnectionState(LifespanState({})), plain)
+        except Exception:  # the daemon's edge: bytes of a client met a bug of the library or of ours
+            _http_logger.exception("a connection ended by a fault")
+        finally:
+            self._open.discard(stream)
+
+    def cut(self) -> None:
+        """Close all of them now: the library sends to the end, for as long as that takes."""
+        for stream in self._open:
+            stream.socket.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -122,7 +163,11 @@ def make_application(methods: RpcMethods) -> Starlette:
     async def call(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             return PlainTextResponse("send application/json\n", status_code=415)
-        body = await _read_body(request)
+        try:
+            with trio.fail_after(REQUEST_TIMEOUT_S):
+                body = await _read_body(request)
+        except trio.TooSlowError:
+            return PlainTextResponse(f"the request didn't come in {REQUEST_TIMEOUT_S:g} s\n", status_code=408)
         if body is None:
             return PlainTextResponse(f"a request has at most {MAX_REQUEST_BYTES} bytes\n", status_code=413)
         answer = await answer_request(methods.call, body)

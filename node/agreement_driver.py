@@ -36,7 +36,7 @@ from bflnode.consensus.agreement import (
     VoteReceived,
     WorkAvailable,
 )
-from bflnode.consensus.block import Block, Commit, Proposal, ProposalMessage, Vote
+from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote
 from bflnode.consensus.evidence import make_evidence
 from bflnode.consensus.leaders import current_leader
 from bflnode.consensus.ledger import verify_commit
@@ -279,18 +279,21 @@ class AgreementDriver:
             await self._execute(self._machine.step(self._inputs.popleft()))
 
     def _take_message(self, item: MessageReceived) -> None:
-        """Check whose message it is, and hand it to the machine now or at the next height; an old one is dropped."""
+        """Check whose message it is, and hand it to the machine now or at the next height; an old one is dropped.
+
+        Signatures come last: one proposal may carry hundreds, and anybody can sign in names of his own.
+        """
         message, height = item.message, self._machine.height
         if isinstance(message, Vote) and self._decided_votes.concerns(message):
             self._take_late(message)
             return
         slot = message if isinstance(message, Vote) else message.proposal
-        if slot.height not in (height, height + 1):
-            return
-        self._check_signatures(message)
         if slot.height == height:
+            self._check_signers(message)
+            self._check_signatures(message)
             self._inputs.append(self._input_of(message))
-        elif signer_of(slot) in current_validators(self._chain.tree):
+        elif slot.height == height + 1 and self._unknown_signer(message) is None:
+            self._check_signatures(message)
             (self._early_votes if isinstance(message, Vote) else self._early_proposals).append(item)
 
     def _take_late(self, vote: Vote) -> None:
@@ -307,6 +310,30 @@ class AgreementDriver:
         if contradicted is not None:
             self._outlets.accuse(make_evidence(contradicted, vote))
 
+    def _check_signers(self, message: ProposalMessage | Vote) -> None:
+        """Check that those whose signatures a message of this height carries may have made them."""
+        if isinstance(message, ProposalMessage):
+            proposal = message.proposal
+            leader = current_leader(self._chain.tree, proposal.height, proposal.round)
+            if proposal.proposer != leader:
+                raise Rejection(Reason.WRONG_PROPOSER, round=proposal.round, got=proposal.proposer, expected=leader)
+        unknown = self._unknown_signer(message)
+        if unknown is not None:
+            raise Rejection(Reason.UNKNOWN_VALIDATOR, validator=unknown, height=self._machine.height)
+
+    def _unknown_signer(self, message: ProposalMessage | Vote) -> AccountId | None:
+        """The first signer of a message that is no validator, or is one for the second time."""
+        left = set(current_validators(self._chain.tree).accounts)
+        if isinstance(message, Vote):
+            return None if message.validator in left else message.validator
+        if message.proposal.proposer not in left:
+            return message.proposal.proposer
+        for vote in message.certificate:
+            if vote.validator not in left:
+                return vote.validator
+            left.remove(vote.validator)
+        return None
+
     def _check_signatures(self, message: ProposalMessage | Vote) -> None:
         chain_id = self._chain.genesis.chain_id
         if isinstance(message, Vote):
@@ -317,13 +344,9 @@ class AgreementDriver:
                 vote.verify_signature(chain_id)
 
     def _input_of(self, message: ProposalMessage | Vote) -> Input:
-        """A message of this height for the machine; a block is executed only if the round's leader proposes it."""
+        """A message of this height for the machine; its block is executed."""
         if isinstance(message, Vote):
             return VoteReceived(message)
-        proposal = message.proposal
-        leader = current_leader(self._chain.tree, proposal.height, proposal.round)
-        if proposal.proposer != leader:
-            raise Rejection(Reason.WRONG_PROPOSER, round=proposal.round, got=proposal.proposer, expected=leader)
         return ProposalReceived(message, self._is_valid(message.block), self._is_timely(message.block))
 
     def _is_valid(self, block: Block) -> bool:
@@ -474,11 +497,6 @@ class AgreementDriver:
             status = self._machine.status().to_bytes()
             for peer in peers:
                 self._outlets.push(peer, STATUS, status)
-
-
-def signer_of(message: Vote | Proposal) -> AccountId:
-    """Whose message it is."""
-    return message.validator if isinstance(message, Vote) else message.proposer
 
 
 def _is_proposal(item: Item) -> bool:

@@ -28,7 +28,8 @@ FORGET_MS = 24 * 3_600_000
 """After a day without another ban the next one is a first one again."""
 
 MAX_BANS = 1024
-"""Bans kept, oldest dropped first; whoever has more identities can't be kept out by banning identities."""
+"""Bans kept; the one that ends first is dropped first, so that what a person banned stays. Whoever has more identities
+can't be kept out by banning identities."""
 
 MAX_FILE_BYTES = 1024 * 1024
 """A thousand bans of less than a kilobyte."""
@@ -120,7 +121,7 @@ class Bans:
     def _put(self, ban: Ban) -> Ban:
         self._bans.pop(ban.target, None)
         if len(self._bans) >= MAX_BANS:
-            del self._bans[next(iter(self._bans))]
+            del self._bans[min(self._bans, key=lambda target: self._bans[target].until_ms)]
         self._bans[ban.target] = ban
         self._save()
         return ban

@@ -82,9 +82,11 @@ class Inbound:
         """Take frames until the peer closes its stream."""
         sender, protocol, frames = self._inbound(stream)
         try:
-            while (data := await frames.receive(MAX_PUSH_BYTES)) is not None:
-                self._traffic.received(protocol, len(data))
-                if await self._admit(sender, protocol, len(data)):
+            while (size := await frames.announced(MAX_PUSH_BYTES)) is not None:
+                is_admitted = await self._admit(sender, protocol, size)
+                data = await frames.body(size)
+                self._traffic.received(protocol, size)
+                if is_admitted:
                     self._deliver(self._handlers.on_push, protocol, sender, data)
         except Rejection as rejection:
             self._charge(sender, str(rejection), VIOLATION_COST, rejection.reason)
@@ -97,9 +99,11 @@ class Inbound:
         """Answer one request after the other until the peer closes its stream."""
         sender, protocol, frames = self._inbound(stream)
         try:
-            while (data := await frames.receive(MAX_REQUEST_BYTES)) is not None:
-                self._traffic.received(protocol, len(data))
-                if not await self._admit(sender, protocol, len(data)):
+            while (size := await frames.announced(MAX_REQUEST_BYTES)) is not None:
+                is_admitted = await self._admit(sender, protocol, size)
+                data = await frames.body(size)
+                self._traffic.received(protocol, size)
+                if not is_admitted:
                     continue
                 answer = await self._answer(protocol, sender, data)
                 await frames.send(answer)
@@ -114,7 +118,8 @@ class Inbound:
     async def _admit(self, sender: PeerId, protocol: str, size_bytes: int) -> bool:
         """Wait until the peer may send this; False where it is to be dropped.
 
-        While it waits the next frames stay in the peer's queue: the stream's window is what slows it down.
+        While it waits nothing is read, neither this frame nor the next: the stream's window is what slows the peer
+        down, and what bounds the memory that it takes here.
         """
         delay_s = self._limits.delay_s(sender, protocol, size_bytes)
         if delay_s is None:

@@ -60,6 +60,10 @@ MAX_HANDSHAKES = 64
 MAX_PROTOCOL_LINE = 1024
 """Bytes of one line of protocol negotiation; protocol ids are below 64."""
 
+MAX_STREAMS_PER_PROTOCOL = 8
+"""Streams of one protocol that a peer may have open on one connection: a node asks on four, and those that it gave up
+may still be served. Each may cost the memory of a frame or an answer."""
+
 DAEMON_RESTART_S = 1.0
 """Pause before a failed background loop (the gossip heartbeat) starts again."""
 
@@ -241,6 +245,7 @@ class GuardedHost(BasicHost):
         self.swarm = swarm
         self.complain = complain
         self._inbound_streams: dict[IMuxedConn, int] = {}
+        self._serving: dict[tuple[IMuxedConn, TProtocol], set[trio.CancelScope]] = {}
         self._muted: set[IMuxedConn] = set()
 
     def mute(self, connection: IMuxedConn) -> None:
@@ -333,7 +338,27 @@ class GuardedHost(BasicHost):
             await reset_stream(stream)
             return
         stream.set_protocol(protocol)
-        await handler(stream)
+        kind = (stream.muxed_conn, protocol)
+        serving = self._serving.setdefault(kind, set())
+        if len(serving) >= MAX_STREAMS_PER_PROTOCOL:
+            await reset_stream(stream)
+            return
+        scope = trio.CancelScope()
+        serving.add(scope)
+        try:
+            with scope:
+                await handler(stream)
+        finally:
+            serving.remove(scope)
+            if not serving:
+                del self._serving[kind]
+
+    def connection_closed(self, connection: IMuxedConn) -> None:
+        """End what serves a connection that is gone: it may be waiting, for hours where a peer has sent too much."""
+        for (served, _), scopes in self._serving.items():
+            if served is connection:
+                for scope in scopes:
+                    scope.cancel()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -460,9 +460,11 @@ class Network:
     def _was_refused(self, peer: PeerId, reason: str) -> None:
         logger.info("%s ends the connection: %s", peer, reason)
         self._end_session(peer)
+        self._nursery.start_soon(self.disconnect, peer)  # or it keeps a place in which nobody is
 
     def _connection_closed(self, connection: INetConn) -> None:
         peer_id = connection.muxed_conn.peer_id
+        self._host.connection_closed(connection.muxed_conn)
         if not self._swarm.live_connections(peer_id):
             self._end_session(PeerId(peer_id.to_base58()))
 

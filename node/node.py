@@ -15,7 +15,7 @@ from importlib.metadata import version
 import trio
 
 from bflnode.consensus.agreement import MAX_STATUS_BYTES, Status, Step
-from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote
+from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote, commit_hash, transactions_root
 from bflnode.consensus.ledger import verify_commit
 from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.staking import Standing, standing
@@ -83,6 +83,9 @@ _log = logging.getLogger(__name__)
 MAX_VOTE_BYTES = 512
 """A vote is about 150 bytes."""
 
+SERVING_THREADS = 8
+"""Threads that read the disk for peers: others are left for the signer's log and the chain, whoever asks for what."""
+
 MAX_FINALS = 8
 """Final blocks that wait to be gossiped: later ones make them superfluous."""
 
@@ -129,6 +132,7 @@ class Node:
         )
         self._told_s = float("-inf")
         self._is_ready = trio.Event()
+        self._serving = trio.CapacityLimiter(SERVING_THREADS)
         self._last_gossiped: BlockId | None = None
         self._finals, self._finals_to_publish = trio.open_memory_channel[bytes](MAX_FINALS)
         self.network: Network
@@ -299,7 +303,8 @@ class Node:
         if not self._is_ready.is_set():
             return False
         if topic == transactions_topic(self.chain.genesis.chain_id):
-            return self.relay.receive(data)
+            # One that is behind takes for good what others have seen to be worthless, and would answer for it.
+            return self.relay.receive(data) and not self.synchroniser.is_syncing
         final = FinalBlock.from_bytes(data, max_bytes=MAX_PUSH_BYTES)
         if final.block.height != self.chain.height + 1 or final.block.id == self._last_gossiped:
             return False  # old, or ahead of what this node can check: peers ask for what they lack
@@ -335,19 +340,19 @@ class Node:
         if self.peers.get(sender) is None:
             raise Rejection(Reason.NOT_GREETED, protocol=protocol)
         if protocol == BLOCKS:
-            return await trio.to_thread.run_sync(serve_blocks, self.chain.store, data)
+            return await trio.to_thread.run_sync(serve_blocks, self.chain.store, data, limiter=self._serving)
         if protocol == SNAPSHOTS:
-            return await trio.to_thread.run_sync(self.snapshots.serve, data)
+            return await trio.to_thread.run_sync(self.snapshots.serve, data, limiter=self._serving)
         if protocol == LIGHT_CHAINS:
-            return await trio.to_thread.run_sync(serve_light_chain, self.chain.store, data)
+            return await trio.to_thread.run_sync(serve_light_chain, self.chain.store, data, limiter=self._serving)
         if protocol == PEERS:
             return self.peers.answer_peers()
         if protocol == PENDING:
             return self.relay.pending()
         if protocol == MANIFESTS:
-            return await trio.to_thread.run_sync(self.exchange.serve_manifest, data)
+            return await trio.to_thread.run_sync(self.exchange.serve_manifest, data, limiter=self._serving)
         if protocol == CHUNKS:
-            return await trio.to_thread.run_sync(self.exchange.serve_chunk, data)
+            return await trio.to_thread.run_sync(self.exchange.serve_chunk, data, limiter=self._serving)
         raise Rejection(Reason.UNSUPPORTED, protocol=protocol)
 
     async def on_connected(self, peer: PeerId) -> None:
@@ -383,9 +388,12 @@ def check_commit(chain: Chain, final: FinalBlock) -> None:
     """Check that more than two thirds of the stake have signed a gossiped block of the next height.
 
     Raises:
-        Rejection: they haven't.
+        Rejection: they haven't, or have signed the header of another body.
     """
     block, commit = final.block, final.commit
+    body = (transactions_root(block.transactions), commit_hash(block.last_commit))
+    if body != (block.header.transactions_root, block.header.last_commit_hash):
+        raise Rejection(Reason.WRONG_ROOT, fault="the body is of another block", block=block.id)
     if (commit.height, commit.block_id) != (block.height, block.id):
         raise Rejection(Reason.WRONG_COMMIT, commit=commit.block_id, block=block.id)
     verify_commit(chain.genesis.chain_id, current_validators(chain.tree), commit)

@@ -36,7 +36,7 @@ MAX_TOLD = 256
 """Peers whose last words are kept, oldest dropped first."""
 
 PAUSE_S = 5.0
-"""A peer that comes again sooner is closed without a word: it has been told."""
+"""A peer that comes again sooner is closed without a word: it has been told. Nor does it say more than that to us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,8 @@ class Notices:
         try:
             with trio.move_on_after(NOTICE_TIMEOUT_S):
                 data = await frames.receive(MAX_REASON_BYTES)
-                if data:
+                known = self._received.get(peer)
+                if data and (known is None or trio.current_time() >= known.at_s + PAUSE_S):
                     text = data.decode("utf-8", "replace")
                     reason = "".join(character if character.isprintable() else "?" for character in text)
                     self._received.pop(peer, None)

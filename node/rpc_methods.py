@@ -28,6 +28,9 @@ from .task_dump import task_dump
 IN_THREAD = frozenset({"block", "blockchain"})
 """Methods that read the store alone, which is slower than memory and may be shared with threads."""
 
+READING_THREADS = 4
+"""Threads that read the disk for callers: others are left for the signer's log and the chain."""
+
 MAX_WAITING_LISTED = 100
 """Waiting transactions in one answer."""
 
@@ -45,6 +48,7 @@ class RpcMethods:
         sources = Sources(node.chain.store, node.chain.tree, node.blobs, node.journal, node.key.account)
         self._inspector = Inspector(sources)
         self._verifying = trio.CapacityLimiter(1)
+        self._reading = trio.CapacityLimiter(READING_THREADS)
         self._own: dict[str, Callable[..., Awaitable[Any]]] = {
             "status": self.status,
             "health": self.health,
@@ -82,7 +86,7 @@ class RpcMethods:
             raise UnknownMethodError(f"there is no method {method[:40]!r}; methods are {names}")
         values = bind(inspection, params)
         if method in IN_THREAD:
-            return await trio.to_thread.run_sync(lambda: inspection(self._inspector, **values))
+            return await trio.to_thread.run_sync(lambda: inspection(self._inspector, **values), limiter=self._reading)
         return inspection(self._inspector, **values)
 
     async def status(self) -> Json:
@@ -225,7 +229,8 @@ class RpcMethods:
     ) -> Json:
         """A proof: the facts from the state of this moment, the way to its header found in a thread."""
         collected = collect(self._inspector, kind=kind, reference=reference, number=number, task=task)
-        return await trio.to_thread.run_sync(finish, self._node.chain.store, collected, start)
+        store = self._node.chain.store
+        return await trio.to_thread.run_sync(finish, store, collected, start, limiter=self._reading)
 
     async def verify(self, reexecute: bool = False) -> Json:
         """Check the whole chain, in a thread; one check at a time. A node that stops ends it early."""

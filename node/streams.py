@@ -143,14 +143,34 @@ class FrameStream:
             Rejection: TOO_LARGE, the frame announces more than the limit; none of it has been read.
             TransportError: the stream broke or stalled inside a frame.
         """
+        size = await self.announced(limit_bytes)
+        return None if size is None else await self.body(size)
+
+    async def announced(self, limit_bytes: int) -> int | None:
+        """Receive the size of a frame, whose `body` is to be received next; None where the sender closed the stream.
+
+        Raises:
+            Rejection: TOO_LARGE.
+            TransportError: the stream broke.
+        """
         try:
-            try:
-                header = await read_exactly(self._stream, LENGTH_BYTES)
-            except StreamEOF:
-                return None
-            size = int.from_bytes(header, "big")
-            if size > limit_bytes:
-                raise Rejection(Reason.TOO_LARGE, size=size, limit=limit_bytes)
+            header = await read_exactly(self._stream, LENGTH_BYTES)
+        except StreamEOF:
+            return None
+        except LIBRARY_FAILURES as failure:
+            raise TransportError(f"the stream broke while receiving: {_cause(failure)}") from failure
+        size = int.from_bytes(header, "big")
+        if size > limit_bytes:
+            raise Rejection(Reason.TOO_LARGE, size=size, limit=limit_bytes)
+        return size
+
+    async def body(self, size: int) -> bytes:
+        """Receive what a frame announced.
+
+        Raises:
+            TransportError: the stream broke or stalled.
+        """
+        try:
             with trio.fail_after(FRAME_TIMEOUT_S):
                 return await read_exactly(self._stream, size) if size else b""
         except trio.TooSlowError as error:

@@ -14,6 +14,7 @@ from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.transaction import Transaction, Transfer, sign_transaction
 from bflnode.node.libp2p_connections import ACCEPTS_BURST, MAX_HANDSHAKES_PER_ADDRESS, Gate
+from bflnode.node.libp2p_repairs import MAX_STREAMS_PER_PROTOCOL
 from bflnode.node.messages import CHUNKS, STATUS, TRANSACTIONS, Batch, FinalBlock, blocks_topic
 from bflnode.node.network import RemoteRefusal, TransportError, open_network
 from bflnode.node.rate_limits import Rate
@@ -55,9 +56,9 @@ async def test_excess_of_a_protocol_that_drops_is_dropped() -> None:
 async def test_many_streams_do_not_raise_the_rate_of_requests() -> None:
     rates = {ASK: Rate(per_s=20, burst=2)}
     async with pair(rates=rates) as (sender, _, victim, victim_seen):
-        streams = [await raw_stream(sender, victim.peer_id, ASK) for _ in range(20)]
+        streams = [await raw_stream(sender, victim.peer_id, ASK) for _ in range(MAX_STREAMS_PER_PROTOCOL)]
         for stream in streams:
-            await stream.write(b"\0\0\0\x05hello" * 5)
+            await stream.write(b"\0\0\0\x05hello" * 12)
         with trio.move_on_after(1.0):
             await trio.sleep_forever()
         assert 2 <= victim_seen.requests <= 30

@@ -336,6 +336,7 @@ async def _survives_cancelled_writes(client: IHost) -> bool:
             try:
                 with trio.fail_after(2):
                     assert await echo_works(hosts)
+                    await stream.reset()
             except Exception:  # noqa: BLE001 - the library's connection dies in one of several ways
                 return False
         return True

@@ -1,0 +1,256 @@
+"""Attacks from outside that must not crash, stall, fill or mislead a node: each test is an attack that fails."""
+
+import json
+import logging
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+import trio.testing
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.stream.exceptions import StreamError
+
+from bflnode.consensus import block as records
+from bflnode.consensus.block import Commit, CommitSignature, ProposalMessage, VoteKind, sign_proposal, sign_vote
+from bflnode.consensus.keys import SecretKey
+from bflnode.consensus.rejection import Rejection
+from bflnode.node import rpc
+from bflnode.node.agreement_driver import MessageReceived
+from bflnode.node.bans import FOR_EVER_MS, MAX_BANS, Bans
+from bflnode.node.configuration import load_configuration
+from bflnode.node.libp2p_repairs import MAX_STREAMS_PER_PROTOCOL
+from bflnode.node.messages import CHUNKS, Batch, ChunkRequest, FinalBlock, blocks_topic, transactions_topic
+from bflnode.node.network import PeerId
+from bflnode.node.node import Node, open_node
+from bflnode.node.node_clock import now_ms
+from bflnode.node.notices import NOTICE
+from bflnode.node.rate_limits import Rate
+from bflnode.node.streams import framed
+from tests.node.drivers import Site, genesis_of, sites
+from tests.node.networks import PUSH, echo_works, eventually, pair, raw_stream
+from tests.node.nodes import opened, running, small_network, until
+from tests.node.strangers import stranger_of
+from tests.node.test_rpc import two_accounts
+from tests.node.test_transaction_relay import transfer
+
+ALONE = {"p2p": {"persistent_peers": ()}, "training": {"enabled": False}}
+STRANGER = PeerId("stranger")
+MANY_VOTES = 256
+
+
+def crowd(site: Site, height: int) -> ProposalMessage:
+    """A proposal again by a stranger, with as many prevotes as fit of strangers that it invented."""
+    chain_id, keys = (
+        site.chain.genesis.chain_id,
+        [SecretKey.from_seed(bytes([9]) * 31 + bytes([n])) for n in range(256)],
+    )
+    block = site.chain.build(site.key.account, round_=0, time_ms=0, candidates=())
+    proposal = sign_proposal(keys[0], chain_id, height=height, round_=1, valid_round=0, block_id=block.id)
+    votes = tuple(sign_vote(key, chain_id, VoteKind.PREVOTE, height, 0, block.id) for key in keys)
+    return ProposalMessage(proposal, block, votes)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+async def test_strangers_certificates_cost_no_signature_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    """One took a tenth of a second of the only thread, and each connection could send eight a second for nothing."""
+    checked: list[bytes] = []
+    async with sites(tmp_path, genesis_of(4), 1) as (_, [site]):
+        message = crowd(site, site.driver.machine.height + ahead)
+        monkeypatch.setattr(records, "verify", lambda account, *_: checked.append(account))
+        for item in (message, message.certificate[0]):
+            assert site.driver.deliver(MessageReceived(item, STRANGER))
+        site.driver.poke()
+        await eventually(lambda: site.driver._receive.statistics().current_buffer_used == 0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert checked == []
+        assert len(site.punished) == (0 if ahead else 2)
+        assert not site.driver._early_proposals
+
+
+async def test_a_proposal_relayed_with_a_certificate_of_strangers_costs_no_check_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[bytes] = []
+    async with sites(tmp_path, genesis_of(4), 1) as (_, [site]):
+        message, chain_id = crowd(site, site.driver.machine.height + 1), site.chain.genesis.chain_id
+        own = sign_proposal(
+            site.key, chain_id, height=message.proposal.height, round_=1, valid_round=0, block_id=message.block.id
+        )
+        monkeypatch.setattr(records, "verify", lambda account, *_: checked.append(account))
+        assert site.driver.deliver(MessageReceived(replace(message, proposal=own), STRANGER))
+        vote = sign_vote(site.key, chain_id, VoteKind.PREVOTE, own.height, 0, message.block.id)
+        twice = replace(message, proposal=own, certificate=(vote,) * MANY_VOTES)
+        assert site.driver.deliver(MessageReceived(twice, STRANGER))
+        await eventually(lambda: site.driver._receive.statistics().current_buffer_used == 0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert checked == []
+
+
+async def test_frames_that_wait_for_their_rate_wait_with_their_sender() -> None:
+    """A hundred streams parked 1.5 MiB each in the victim: five strangers took half a gigabyte in half a minute."""
+    rates = {PUSH: Rate(per_s=0.01, burst=1)}
+    async with pair(rates=rates) as (attacker, _, victim, victim_seen):
+        streams = [await raw_stream(attacker, victim.peer_id, PUSH) for _ in range(4)]
+        for stream in streams:
+            await stream.write(framed(bytes(60_000)))
+        await eventually(lambda: victim.statistics()["throttled"].get(PUSH, 0) == 3)
+        await eventually(lambda: len(victim_seen.pushes) == 1)
+        assert victim.statistics()["bytes_in"] < 120_000
+        assert await echo_works(attacker, victim.peer_id)
+
+
+async def test_many_streams_of_one_protocol_are_cut_and_leave_nothing_behind() -> None:
+    async with pair(rates={PUSH: Rate(per_s=0.01, burst=1)}) as (attacker, _, victim, victim_seen):
+        for _ in range(4 * MAX_STREAMS_PER_PROTOCOL):
+            with suppress(SwarmException, StreamError):
+                stream = await raw_stream(attacker, victim.peer_id, PUSH)
+                await stream.write(framed(b"held"))
+        await eventually(lambda: victim.statistics()["throttled"].get(PUSH, 0) == MAX_STREAMS_PER_PROTOCOL - 1)
+        assert await echo_works(attacker, victim.peer_id)
+        assert victim.statistics()["scores"] == {}
+        await attacker.disconnect(victim.peer_id)
+        await victim_seen.until(lambda: bool(victim_seen.disconnected))
+        await eventually(lambda: not victim._host._serving)
+
+
+async def test_requests_that_the_disk_never_answers_leave_threads_for_the_signer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forty of them, of any peers, and nothing could be signed or appended any more."""
+    network, is_over = small_network(tmp_path, validators=1), threading.Event()
+
+    def hang(data: bytes) -> bytes:
+        assert is_over.wait(30)
+        return data
+
+    async with running(network.homes[:1], **ALONE) as [node]:
+        monkeypatch.setattr(node.exchange, "serve_chunk", hang)
+        monkeypatch.setattr(node.exchange, "serve_manifest", hang)
+        request = framed(ChunkRequest(node.chain.genesis.tasks[0].specification.initial_model, 0).to_bytes())
+        try:
+            async with stranger_of(node, seed=71) as one, stranger_of(node, seed=72) as two:
+                held = []
+                for stranger in (one, two):
+                    for _ in range(MAX_STREAMS_PER_PROTOCOL):
+                        for protocol in (CHUNKS, "/bflnode/manifests/1"):
+                            held.append(await raw_stream(stranger.network, stranger.node, protocol))
+                            await held[-1].write(request)
+                await eventually(lambda: node._serving.statistics().tasks_waiting > 8)
+                assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+                sent = transfer(node)
+                node.relay.submit(sent)
+                await until(node, lambda: node.chain.store.transaction(sent.id) is not None, 10)
+        finally:
+            is_over.set()
+
+
+async def test_last_words_without_end_do_not_fill_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A hundred lines a second of half a kilobyte each, from a connection that then belonged to nobody."""
+    caplog.set_level(logging.INFO)
+    network = small_network(tmp_path, validators=1)
+    async with running(network.homes[:1], **ALONE) as [node], stranger_of(node) as stranger:
+        with suppress(SwarmException, StreamError):
+            for _ in range(200):
+                stream = await raw_stream(stranger.network, stranger.node, NOTICE)
+                await stream.write(framed(b"farewell " * 50))
+        assert sum("farewell" in record.getMessage() for record in caplog.records) == 1
+        await eventually(lambda: node.network.statistics()["connections"] == 0)
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> Any:
+    home, _ = two_accounts(tmp_path / "served")
+    async with open_node(home, load_configuration(home)) as node, trio.open_nursery() as nursery:
+        url: str = await nursery.start(rpc.serve, node)
+        yield int(url.rsplit(":", 1)[1])
+        nursery.cancel_scope.cancel()
+
+
+async def test_connections_to_the_rpc_without_end_leave_descriptors_for_the_node(
+    served: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request whose body never came held its descriptor for ever: with all of them the node was deaf."""
+    monkeypatch.setattr(rpc, "REQUEST_TIMEOUT_S", 0.5)
+    half = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9000\r\n\r\n{"
+    held = [await trio.open_tcp_stream("127.0.0.1", served) for _ in range(rpc.MAX_CONNECTIONS + 6)]
+    turned_away = 0
+    for stream in held[: rpc.MAX_CONNECTIONS]:
+        await stream.send_all(half)
+    for stream in held[rpc.MAX_CONNECTIONS :]:
+        turned_away += await stream.receive_some() == b""
+    assert turned_away == 6
+    with trio.fail_after(10):
+        assert b" 408 " in await held[0].receive_some()
+        for stream in held:
+            await stream.aclose()
+        async with httpx.AsyncClient(trust_env=False) as http:
+            while True:
+                try:
+                    answer = await http.get(f"http://127.0.0.1:{served}/livez")
+                    break
+                except httpx.TransportError:
+                    await trio.sleep(0.05)
+    assert answer.status_code == 200
+
+
+async def test_a_client_that_reads_no_answer_does_not_keep_the_node_from_stopping(tmp_path: Path) -> None:
+    home, _ = two_accounts(tmp_path / "served")
+    body = json.dumps({"jsonrpc": "2.0", "id": "x" * 300_000, "method": "nothing"}).encode()
+    head = b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+    with trio.fail_after(20):
+        async with open_node(home, load_configuration(home)) as node, trio.open_nursery() as nursery:
+            url: str = await nursery.start(rpc.serve, node)
+            stream = await trio.open_tcp_stream("127.0.0.1", int(url.rsplit(":", 1)[1]))
+            stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_RCVBUF, 4096)
+            with trio.move_on_after(2):
+                while True:
+                    await stream.send_all(head % len(body) + body)
+            nursery.cancel_scope.cancel()
+
+
+def test_new_identities_do_not_push_out_what_the_operator_banned() -> None:
+    bans = Bans(lambda: 1_700_000_000_000)
+    bans.ban("192.0.2.66", reason="attacks us")
+    for number in range(2 * MAX_BANS):
+        bans.punish(f"identity {number}", "garbage")
+    ban = bans.get("192.0.2.66")
+    assert ban is not None
+    assert ban.until_ms == FOR_EVER_MS
+    assert len(bans.all()) == MAX_BANS
+
+
+async def test_a_node_that_catches_up_cannot_be_made_to_pass_on_what_others_ban_it_for(tmp_path: Path) -> None:
+    """Transfers of money that is spent by now look good to it, and cost it the trust of all that know better."""
+    network = small_network(tmp_path, validators=1)
+    async with opened(network.homes[:1], **ALONE) as [node]:
+        topic = transactions_topic(node.chain.genesis.chain_id)
+        node.synchroniser._is_behind = True
+        assert node.on_gossip(topic, STRANGER, Batch((transfer(node),)).to_bytes()) is False
+        assert len(node.mempool) == 1
+        node.synchroniser._is_behind = False
+        assert node.on_gossip(topic, STRANGER, Batch((transfer(node, 1),)).to_bytes()) is True
+
+
+async def test_a_final_block_with_another_body_does_not_hide_the_real_one(tmp_path: Path) -> None:
+    network = small_network(tmp_path, validators=1)
+    async with opened(network.homes[:1], **ALONE) as [node]:
+        final, topic = final_block(node), blocks_topic(node.chain.genesis.chain_id)
+        forged = replace(final, block=replace(final.block, transactions=final.block.transactions * 2))
+        with pytest.raises(Rejection):
+            node.on_gossip(topic, STRANGER, forged.to_bytes())
+        assert node.on_gossip(topic, STRANGER, final.to_bytes()) is True
+
+
+def final_block(node: Node) -> FinalBlock:
+    """The next block of the only validator, with a transaction and its precommit."""
+    height, chain_id = node.chain.height + 1, node.chain.genesis.chain_id
+    block = node.chain.build(node.key.account, round_=0, time_ms=now_ms(), candidates=(transfer(node),))
+    vote = sign_vote(node.key, chain_id, VoteKind.PRECOMMIT, height, 0, block.id)
+    return FinalBlock(block, Commit(height, 0, block.id, (CommitSignature(0, vote.signature),)))

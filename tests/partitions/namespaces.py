@@ -109,10 +109,12 @@ class Switch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End the keepers; the kernel removes the rest."""
+        """End the keepers, with whom their namespaces and cables go, and remove the bridges."""
         for machine in self.machines:
             machine.keeper.terminate()
             machine.keeper.wait()
+        for bridge in (LEFT, RIGHT, MANAGEMENT):
+            run("ip", "link", "delete", bridge)
 
     def _machine(self, number: int) -> Machine:
         ours = Path("/proc/self/ns/net").readlink()

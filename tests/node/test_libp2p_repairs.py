@@ -123,7 +123,9 @@ async def connected(client: IHost, server: IHost) -> AsyncIterator[Hosts]:
 async def echo_works(hosts: Hosts) -> bool:
     stream = await hosts.stream()
     await stream.write(b"hello")
-    return await stream.read(5) == b"hello"
+    answer = await stream.read(5)
+    await stream.reset()
+    return answer == b"hello"
 
 
 async def crash(stream: INetStream) -> None:

@@ -464,6 +464,7 @@ class Schedule:
             if node.refusal is not None and node.chain.height and decided >= remedy_height(node.refusal):
                 node.remove_log()
                 self.damaged.discard(node.number)
+                self.lost_height[node.number] = node.chain.height  # it doesn't sign for the next height
                 node.boot()
 
 

@@ -5,15 +5,18 @@ tested beside their modules, random play in `tests/properties`, schedules of mes
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from bflnode.consensus.block import Block, Header
-from bflnode.consensus.ledger import validate_block
+from bflnode.consensus.block import Block, Header, commit_hash
+from bflnode.consensus.ledger import genesis_state, validate_block
 from bflnode.consensus.rejection import Reason, Rejection
-from bflnode.consensus.task import Exclusion, Phase
-from bflnode.consensus.types import MAX_INTEGER, MAX_TIME_MS
-from tests.consensus.harness import Harness
+from bflnode.consensus.snapshot import read_entries, write_entries
+from bflnode.consensus.state import StateTree
+from bflnode.consensus.task import Exclusion, Phase, TaskStatus
+from bflnode.consensus.types import MAX_INTEGER, MAX_TIME_MS, Hash
+from tests.consensus.harness import OUTSIDER, Harness
 
 
 def hostile_header(harness: Harness, **fields: int) -> Header:
@@ -76,3 +79,106 @@ def test_whoever_is_really_gone_is_jailed_by_the_word_of_all() -> None:
     for _ in range(20):
         harness.block()
     assert harness.voting == tuple(range(9))
+
+
+def test_amounts_at_the_edge_of_the_integers_move_nothing() -> None:
+    harness = Harness(balance=1_000)
+    transactions = (
+        harness.transfer(0, harness.account(1), MAX_INTEGER),
+        harness.transfer(0, harness.account(1), MAX_INTEGER, fee=MAX_INTEGER),
+        harness.transfer(0, harness.account(0), 1_000, fee=1),
+        harness.bond(0, MAX_INTEGER, fee=MAX_INTEGER),
+        harness.unbond(0, MAX_INTEGER),
+        harness.transfer(0, harness.account(1), 1, nonce=MAX_INTEGER),
+    )
+    for transaction in transactions:
+        harness.rejection(transaction)
+    assert harness.offer(*transactions) == ()
+    assert (harness.balance(0), harness.balance(1), harness.stake(0).bonded) == (1_000, 1_000, 10)
+
+
+def test_nothing_that_was_in_a_block_pays_a_second_time() -> None:
+    """All transactions of two learning rounds again, in order and backwards: not one is valid."""
+    harness = Harness(rounds=2)
+    harness.block(harness.admit(OUTSIDER), harness.transfer(0, harness.account(1), 7, fee=3))
+    harness.block(harness.bond(0, 5), harness.unbond(1, 2), harness.evidence(OUTSIDER, 3))
+    harness.register_all()
+    harness.play_round()
+    harness.play_round()
+    past = [transaction for block in harness.blocks for transaction in block.transactions]
+    assert len(past) == 39
+    assert harness.offer(*past, *reversed(past)) == ()
+
+
+def test_no_mixture_of_unbonding_and_evidence_in_one_block_leaves_no_validator() -> None:
+    harness = Harness(stakes=(10, 10, 10, 10), specifications=())
+    harness.absent = frozenset({3})
+    harness.block()
+    leaving = [harness.unbond(actor, 10) for actor in range(4)]
+    accused = [harness.evidence(OUTSIDER, actor) for actor in range(4)]
+    for order in ([*leaving, *accused], [*accused, *leaving], [*leaving[:2], *accused[2:], *accused[:2], *leaving[2:]]):
+        context = harness.context()
+        block, execution = harness.build(context, order)
+        assert validate_block(harness.genesis, harness.tree, harness.header, block) == execution
+        assert len(execution.validators) == 1
+
+
+def test_tombstones_of_whole_lines_in_one_block_end_a_task_and_lose_no_token() -> None:
+    """Twelve validators of dust make four attempts void at once: that costs them, and the requester gets all back."""
+    harness = Harness(actors=15, stakes=(100, 100, 100) + (2,) * 12, queue=tuple(range(3, 15)))
+    harness.register_all()
+    escrow, before = harness.task.escrow, harness.balance(0)
+    harness.block(*(harness.evidence(OUTSIDER, offender) for offender in range(3, 15)))
+    assert harness.task.status is TaskStatus.CANCELLED
+    assert harness.balance(0) == before + escrow
+    assert harness.voting == (0, 1, 2)
+    assert harness.replayed().root == harness.tree.root
+
+
+def test_a_node_from_a_snapshot_of_any_height_goes_the_same_way() -> None:
+    harness = Harness(rounds=2, parameters={"copy_memory_rounds": 1})
+    harness.register_all()
+    harness.play_round()
+    harness.play_round()
+    tree, parent = genesis_state(harness.genesis), None
+    for block in harness.blocks:
+        execution = validate_block(harness.genesis, tree, parent, block)
+        tree = StateTree(read_entries(write_entries(tree.entries())))
+        tree.apply(execution.changes)
+        assert tree.root == block.header.state_root
+        parent = block.header
+    assert dict(tree.entries()) == dict(harness.tree.entries())
+
+
+def test_a_block_with_anything_changed_is_refused_and_crashes_nobody() -> None:
+    """What a hostile leader may send in place of each field of a header, and of the commit that it carries."""
+    harness = Harness()
+    harness.register_all()
+    harness.step()
+    block, _ = harness.build(harness.context(), [harness.unbond(1, 5), harness.evidence(2, 3)])
+    header, commit = block.header, block.last_commit
+    other = Hash(bytes(32))
+    changes: dict[str, Any] = {
+        "chain_id": other,
+        "height": header.height + 1,
+        "round": header.round + 1,
+        "time_ms": harness.now_ms,
+        "parent": other,
+        "proposer": OUTSIDER.account,
+        "transactions_root": other,
+        "last_commit_hash": other,
+        "validators_hash": other,
+        "next_validators_hash": other,
+        "state_root": other,
+        "beacon": other,
+    }
+    hostile = [replace(block, header=replace(header, **{name: value})) for name, value in changes.items()]
+    for signatures in ((), commit.signatures[:2], commit.signatures[::-1], commit.signatures[:1] * 4):
+        carried = replace(commit, signatures=signatures)
+        hostile.append(Block(replace(header, last_commit_hash=commit_hash(carried)), block.transactions, carried))
+    hostile.append(Block(header, block.transactions[::-1], commit))
+    for changed in hostile:
+        travelled = Block.from_bytes(changed.encoded, max_bytes=len(changed.encoded))
+        with pytest.raises(Rejection):
+            validate_block(harness.genesis, harness.tree, harness.header, travelled)
+    assert validate_block(harness.genesis, harness.tree, harness.header, block)

@@ -109,8 +109,10 @@ class Switch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End the keepers, with whom their namespaces and cables go, and remove the bridges."""
+        """Remove cables and bridges, and end the keepers, with whom their namespaces go."""
         for machine in self.machines:
+            run("ip", "link", "delete", machine.port)
+            run("ip", "link", "delete", f"{MANAGEMENT}{machine.number}")
             machine.keeper.terminate()
             machine.keeper.wait()
         for bridge in (LEFT, RIGHT, MANAGEMENT):
@@ -131,7 +133,7 @@ class Switch:
         machine.run("ip", "link", "set", "lo", "up")
         for device, cable, bridge, address in (
             ("eth0", machine.port, LEFT, machine.address),
-            ("eth1", f"operator{number}", MANAGEMENT, machine.management),
+            ("eth1", f"{MANAGEMENT}{number}", MANAGEMENT, machine.management),
         ):
             run("ip", "link", "add", cable, "type", "veth", "peer", "name", device, "netns", str(keeper.pid))
             run("ip", "link", "set", cable, "master", bridge, "up")

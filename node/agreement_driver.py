@@ -84,6 +84,9 @@ IDLE_STATUS_S = 5.0
 ANSWER_PAUSE_S = 0.2
 """A peer's status is answered this often at most: an answer may be a megabyte, a status is a few bytes."""
 
+OUTDATED_S = 5.0
+"""What a node believes this soon after it adopted a block from a peer may be wrong by now."""
+
 LOOK_AGAIN_S = 5.0
 """How often due times are compared with the wall clock again: it may be set, or the machine may have slept."""
 
@@ -163,6 +166,7 @@ class AgreementDriver:
         self._tasks: trio.Nursery | None = None
         self._poked = trio.Event()
         self._decided_at_s = -1e9
+        self._adopted_at_s = -1e9
 
     @property
     def machine(self) -> Machine:
@@ -196,6 +200,14 @@ class AgreementDriver:
         done = trio.Event()
         await self._send.send(FinalBlockReceived(final, done))
         await done.wait()
+        tip = self._chain.tip_header
+        if tip is not None and tip.id == final.block.id:
+            self._adopted_at_s = trio.current_time()
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether this node has just adopted what others decided long before. Claims alone can't make it so."""
+        return trio.current_time() < self._adopted_at_s + OUTDATED_S
 
     async def run(self) -> None:
         """Agree on blocks until cancelled."""

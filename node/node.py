@@ -304,7 +304,7 @@ class Node:
             return False
         if topic == transactions_topic(self.chain.genesis.chain_id):
             # One that is behind takes for good what others have seen to be worthless, and would answer for it.
-            return self.relay.receive(data) and not self.synchroniser.is_syncing
+            return self.relay.receive(data) and not self.agreement.is_outdated
         final = FinalBlock.from_bytes(data, max_bytes=MAX_PUSH_BYTES)
         if final.block.height != self.chain.height + 1 or final.block.id == self._last_gossiped:
             return False  # old, or ahead of what this node can check: peers ask for what they lack

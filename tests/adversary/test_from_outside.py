@@ -16,6 +16,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.exceptions import StreamError
 
 from bflnode.consensus import block as records
+from bflnode.consensus.agreement import Status, Step
 from bflnode.consensus.block import Commit, CommitSignature, ProposalMessage, VoteKind, sign_proposal, sign_vote
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Rejection
@@ -24,7 +25,15 @@ from bflnode.node.agreement_driver import MessageReceived
 from bflnode.node.bans import FOR_EVER_MS, MAX_BANS, Bans
 from bflnode.node.configuration import load_configuration
 from bflnode.node.libp2p_repairs import MAX_STREAMS_PER_PROTOCOL
-from bflnode.node.messages import CHUNKS, Batch, ChunkRequest, FinalBlock, blocks_topic, transactions_topic
+from bflnode.node.messages import (
+    CHUNKS,
+    STATUS,
+    Batch,
+    ChunkRequest,
+    FinalBlock,
+    blocks_topic,
+    transactions_topic,
+)
 from bflnode.node.network import PeerId
 from bflnode.node.node import Node, open_node
 from bflnode.node.node_clock import now_ms
@@ -229,13 +238,18 @@ def test_new_identities_do_not_push_out_what_the_operator_banned() -> None:
 async def test_a_node_that_catches_up_cannot_be_made_to_pass_on_what_others_ban_it_for(tmp_path: Path) -> None:
     """Transfers of money that is spent by now look good to it, and cost it the trust of all that know better."""
     network = small_network(tmp_path, validators=1)
-    async with opened(network.homes[:1], **ALONE) as [node]:
-        topic = transactions_topic(node.chain.genesis.chain_id)
-        node.synchroniser._is_behind = True
-        assert node.on_gossip(topic, STRANGER, Batch((transfer(node),)).to_bytes()) is False
-        assert len(node.mempool) == 1
-        node.synchroniser._is_behind = False
-        assert node.on_gossip(topic, STRANGER, Batch((transfer(node, 1),)).to_bytes()) is True
+    async with opened(network.homes[:1], **ALONE) as [node], stranger_of(node) as stranger:
+        final, topic = final_block(node), transactions_topic(node.chain.genesis.chain_id)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.synchroniser.run)
+            stranger.push(STATUS, Status(1000, 0, Step.PROPOSE, ()).to_bytes())
+            await eventually(lambda: node.synchroniser.is_syncing)
+            assert node.on_gossip(topic, STRANGER, Batch((transfer(node, 2),)).to_bytes()) is True
+            nursery.start_soon(node.agreement.run)
+            await node.agreement.adopt(final)
+            assert node.on_gossip(topic, STRANGER, Batch((transfer(node, 3),)).to_bytes()) is False
+            nursery.cancel_scope.cancel()
+        assert len(node.mempool) == 2
 
 
 async def test_a_final_block_with_another_body_does_not_hide_the_real_one(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, LifespanState
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -116,8 +116,9 @@ class Connections:
         plain: Any = stream  # hypercorn names the encrypted stream only
         try:
             await TCPServer(self._application, self._config, self._context, ConnectionState(LifespanState({})), plain)
-        except Exception:  # the daemon's edge: bytes of a client met a bug of the library or of ours
-            _http_logger.exception("a connection ended by a fault")
+        except Exception:  # the daemon's edge: bytes of a client met a bug of the library
+            # No warning: a page in somebody's browser could fill the log with them.
+            _http_logger.debug("a connection ended by a fault", exc_info=True)
         finally:
             self._open.discard(stream)
 
@@ -168,6 +169,8 @@ def make_application(methods: RpcMethods) -> Starlette:
                 body = await _read_body(request)
         except trio.TooSlowError:
             return PlainTextResponse(f"the request didn't come in {REQUEST_TIMEOUT_S:g} s\n", status_code=408)
+        except ClientDisconnect:
+            return Response(status_code=400)
         if body is None:
             return PlainTextResponse(f"a request has at most {MAX_REQUEST_BYTES} bytes\n", status_code=413)
         answer = await answer_request(methods.call, body)

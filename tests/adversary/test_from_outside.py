@@ -209,6 +209,31 @@ async def test_connections_to_the_rpc_without_end_leave_descriptors_for_the_node
     assert answer.status_code == 200
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+        b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-version: 13\r\norigin: http://evil.example\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(60),
+        b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 400\r\n\r\n{",
+    ],
+)
+async def test_a_web_page_that_opens_a_websocket_does_not_end_the_node(
+    served: int, sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Any page may: the answer broke the library's rules, and its fault left the server's nursery, and the daemon's."""
+    for _ in range(3):
+        async with await trio.open_tcp_stream("127.0.0.1", served) as stream:
+            await stream.send_all(sent)
+            with trio.move_on_after(0.05):
+                await stream.receive_some()
+            with suppress(trio.BrokenResourceError):
+                await stream.send_all(b"zz\r\n")
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert (await http.get(f"http://127.0.0.1:{served}/livez")).status_code == 200
+    assert not [record for record in caplog.records if record.name.startswith("bflnode.node.rpc")]
+
+
 async def test_a_client_that_reads_no_answer_does_not_keep_the_node_from_stopping(tmp_path: Path) -> None:
     home, _ = two_accounts(tmp_path / "served")
     body = json.dumps({"jsonrpc": "2.0", "id": "x" * 300_000, "method": "nothing"}).encode()

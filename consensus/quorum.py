@@ -73,6 +73,15 @@ class ValidatorSet:
         """Stake of several accounts together; each counts once, and those that are no validators count nothing."""
         return sum(self.stake_of(account) for account in dict.fromkeys(accounts))
 
+    def owner_of(self, token: int) -> AccountId:
+        """Whose stake a micro-token is, all of it numbered from 0 in the order of keys."""
+        assert 0 <= token < self.total, "there is such a token"
+        for validator in self.validators:
+            token -= validator.stake
+            if token < 0:
+                return validator.account
+        raise AssertionError("the stakes add up to the total")
+
     def is_quorum(self, weight: int) -> bool:
         """Whether a stake is more than two thirds of all stake."""
         return is_quorum(weight, self.total)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bflnode.consensus.rejection import Reason, Rejection
-from bflnode.consensus.transaction import Evidence, Transaction
+from bflnode.consensus.transaction import Aggregate, Evidence, Slot, Transaction
 from bflnode.consensus.types import AccountId, TransactionId
 
 MAX_WAITING = 5_000
@@ -61,6 +61,7 @@ class Mempool:
         self._waiting: dict[TransactionId, _Waiting] = {}
         self._shares: dict[AccountId, _Share] = {}
         self._accused: set[AccountId] = set()
+        self._aggregated: dict[AccountId, Slot] = {}
         self._ready = 0
 
     def __len__(self) -> int:
@@ -85,6 +86,8 @@ class Mempool:
         self._waiting[transaction.id] = _Waiting(transaction, self._clock(), is_ready)
         if isinstance(transaction.body, Evidence):
             self._accused.add(transaction.body.offender)
+        if isinstance(transaction.body, Aggregate):
+            self._aggregated[transaction.sender] = transaction.body.slot
         share = self._shares.setdefault(transaction.sender, _Share())
         share.count += 1
         share.size_bytes += len(transaction.encoded)
@@ -132,9 +135,16 @@ class Mempool:
                 self._waiting[transaction.id].is_gossiped = True
 
     def _require_room(self, transaction: Transaction) -> None:
-        """Check the limits; of evidence against one account one is enough, and anybody could send it in many names."""
-        if isinstance(transaction.body, Evidence) and transaction.body.offender in self._accused:
-            raise Rejection(Reason.DUPLICATE, offender=transaction.body.offender)
+        """Check the limits, and what needs no judgement any more.
+
+        Of evidence against one account one is enough, and anybody could send it in many names. Of an aggregator one
+        AGGREGATE is judged for each attempt, right or wrong: finding clusters may take a second.
+        """
+        body = transaction.body
+        if isinstance(body, Evidence) and body.offender in self._accused:
+            raise Rejection(Reason.DUPLICATE, offender=body.offender)
+        if isinstance(body, Aggregate) and self._aggregated.get(transaction.sender) == body.slot:
+            raise Rejection(Reason.DUPLICATE, sender=transaction.sender)
         if len(self._waiting) >= MAX_WAITING:
             raise Rejection(Reason.LIMIT, waiting=len(self._waiting))
         share = self._shares.get(transaction.sender, _Share())
@@ -148,6 +158,8 @@ class Mempool:
         try:
             self._check(transaction)
         except Rejection as rejection:
+            if rejection.reason is Reason.WRONG_OUTPUTS and isinstance(transaction.body, Aggregate):
+                self._aggregated[transaction.sender] = transaction.body.slot
             if not self._is_early(rejection):
                 raise
             return False
@@ -160,6 +172,8 @@ class Mempool:
         self._ready -= entry.is_ready
         if isinstance(entry.transaction.body, Evidence):
             self._accused.discard(entry.transaction.body.offender)
+        if isinstance(entry.transaction.body, Aggregate):
+            self._aggregated.pop(entry.transaction.sender, None)
         share = self._shares[entry.transaction.sender]
         share.count -= 1
         share.size_bytes -= len(entry.transaction.encoded)

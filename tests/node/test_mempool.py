@@ -169,3 +169,26 @@ def test_one_evidence_against_an_account_is_enough() -> None:
     world.settle([first])
     world.nonce = 0
     assert world.pool.add(second), "its place is free again"
+
+
+def test_one_aggregate_of_an_attempt_is_judged_right_or_wrong() -> None:
+    """Judging one takes a second: who may aggregate could stop a node with many."""
+    world = World()
+    assert world.pool.add(aggregate(10, number=1))
+    for size_bytes in (11, 12):
+        with pytest.raises(Rejection) as caught:
+            world.pool.add(aggregate(size_bytes, number=1))
+        assert caught.value.reason is Reason.DUPLICATE
+    assert world.checks == 1
+    assert world.pool.add(aggregate(10, number=2)), "another attempt is another matter"
+
+    def check(transaction: Transaction) -> None:
+        world.checks += 1
+        raise Rejection(Reason.WRONG_OUTPUTS, outputs=1, clusters=2)
+
+    pool = Mempool(check, lambda rejection: False, lambda: 0.0)
+    for reason in (Reason.WRONG_OUTPUTS, Reason.DUPLICATE, Reason.DUPLICATE):
+        with pytest.raises(Rejection) as caught:
+            pool.add(aggregate(10, number=1))
+        assert caught.value.reason is reason
+    assert world.checks == 3

@@ -221,7 +221,7 @@ async def test_connections_to_the_rpc_without_end_leave_descriptors_for_the_node
 async def test_bytes_after_a_refused_websocket_do_not_end_the_node(
     served: int, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The second answer broke the library's rules, and its fault left the server's nursery, and the daemon's: exit 1."""
+    """The second answer broke the library's rules, and its fault left all nurseries, and the daemon exited."""
     for _ in range(3):
         async with await trio.open_tcp_stream("127.0.0.1", served) as stream:
             await stream.send_all(sent)

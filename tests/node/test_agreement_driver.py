@@ -193,12 +193,13 @@ async def test_who_sends_what_no_correct_node_sends_is_punished(tmp_path: Path) 
         vote = sign_vote(member, chain_id, VoteKind.PREVOTE, 1, 0, NIL)
         block = site.chain.build(member.account, round_=0, time_ms=0, candidates=())
         proposal = sign_proposal(member, chain_id, height=1, round_=0, valid_round=-1, block_id=block.id)
+        own_round = next(round_ for round_ in range(1, 100) if leader_of(site, round_) == member.account)
         for message in (
             replace(vote, round=1),
             replace(vote, height=2),
             sign_vote(outsider, chain_id, VoteKind.PREVOTE, 1, 0, NIL),
             ProposalMessage(proposal, block, ()),
-            ProposalMessage(replace(proposal, round=7), block, ()),
+            ProposalMessage(replace(proposal, round=own_round), block, ()),
         ):
             site.driver.deliver(MessageReceived(message, STRANGER))
         site.driver.deliver(MessageReceived(vote, PeerId("honest")))

@@ -33,10 +33,10 @@ from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.transaction import Transaction, Transfer, sign_transaction
 from bflnode.consensus.types import BlobId, ChainId
-from bflnode.node import testnet as processes
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import read_genesis
-from bflnode.node.messages import (
+from bflnode.node.node_clock import now_ms
+from bflnode.node.p2p.messages import (
     CHUNKS,
     HELLO,
     PUSHES,
@@ -51,11 +51,11 @@ from bflnode.node.messages import (
     hello_payload,
     transactions_topic,
 )
-from bflnode.node.network import Network, NetworkConfig, PeerId, TransportError, open_network
-from bflnode.node.node_clock import now_ms
-from bflnode.node.rpc_client import RpcClient
-from bflnode.node.streams import framed
-from bflnode.node.testnet_homes import Testnet, TestnetOptions, make_testnet, peer_address
+from bflnode.node.p2p.network import Network, NetworkConfig, PeerId, TransportError, open_network
+from bflnode.node.p2p.streams import framed
+from bflnode.node.rpc.client import RpcClient
+from bflnode.node.testnets import processes
+from bflnode.node.testnets.homes import Testnet, TestnetOptions, make_testnet, peer_address
 
 NICENESS = 10
 """An attacker sits on a machine of its own; here it has to share two cores with its victims."""

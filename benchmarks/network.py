@@ -29,11 +29,11 @@ from bflnode.consensus.task import SettledRound
 from bflnode.consensus.transaction import Transfer, sign_transaction
 from bflnode.consensus.types import TOKEN
 from bflnode.consensus.workspace import BlockContext, EventKind
-from bflnode.node import testnet as processes
 from bflnode.node.home import Home
 from bflnode.node.journal import Journal
-from bflnode.node.rpc_client import RpcClient
-from bflnode.node.testnet_homes import Testnet, TestnetOptions, make_testnet
+from bflnode.node.rpc.client import RpcClient
+from bflnode.node.testnets import processes
+from bflnode.node.testnets.homes import Testnet, TestnetOptions, make_testnet
 from bflnode.storage.chain_store import ChainStore
 
 PHASES = ("COMMIT", "REVEAL", "AVAILABLE", "AGGREGATE", "ATTEST")

@@ -20,10 +20,10 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bflnode.consensus.keys import _judge_and_remember
-from bflnode.node.chain_transfer import export_chain, export_range, import_chain, open_archive
 from bflnode.node.journal import Journal
 from bflnode.node.pruning import Retention
 from bflnode.node.stored_chain import replay
+from bflnode.node.sync.chain_transfer import export_chain, export_range, import_chain, open_archive
 from bflnode.node.verify import verify_chain
 from bflnode.storage.blob_store import BlobStore, StoredBlob
 from bflnode.storage.chain_check import check_links

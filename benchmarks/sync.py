@@ -35,9 +35,9 @@ from bflnode.consensus.tables import current_validators
 from bflnode.consensus.types import BlobId
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import Home
-from bflnode.node.messages import MAX_FINAL_BLOCK_BYTES, FinalBlock
 from bflnode.node.node import Node, open_node
-from bflnode.node.state_sync import sync_state
+from bflnode.node.p2p.messages import MAX_FINAL_BLOCK_BYTES, FinalBlock
+from bflnode.node.sync.state_sync import sync_state
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.snapshot_store import SnapshotStore

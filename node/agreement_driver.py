@@ -45,14 +45,14 @@ from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.tables import current_validators, previous_validators
 from bflnode.consensus.transaction import Evidence as EvidenceBody
 from bflnode.consensus.types import AccountId
+from bflnode.node.p2p.messages import PROPOSALS, STATUS, VOTES, FinalBlock
+from bflnode.node.p2p.network import PeerId
 from bflnode.storage.failpoints import Operation, after, before
 from bflnode.storage.signer_wal import SignerWal
 
 from .chain import Chain
 from .decided_votes import DecidedVotes
 from .mempool import Mempool
-from .messages import PROPOSALS, STATUS, VOTES, FinalBlock
-from .network import PeerId
 
 _log = logging.getLogger(__name__)
 

@@ -1,29 +1,29 @@
-"""The command line `bflnode`: which verbs there are. Each group of verbs is in a `cli_…` module.
+"""The command line `bflnode`: which verbs there are. Each group of verbs is a module of `verbs`.
 
 Importing this must stay quick: what a verb needs beyond click is imported when it runs.
 """
 
 import click
 
-from .cli_accounts import account, keys, queue, task, transfer
-from .cli_blobs import model_pin, model_unpin
-from .cli_chain import block, chain, clusters, learning_round, learning_rounds, tx
-from .cli_completion import completion
-from .cli_debug import debug
-from .cli_doctor import doctor
-from .cli_experiment import experiment
-from .cli_init import init
-from .cli_keys import keys_protect, keys_unprotect
-from .cli_models import model
-from .cli_node import health, journal, start, status, stop
-from .cli_options import Root, examples
-from .cli_peers import peers
-from .cli_proof import proof
-from .cli_rewards import reward
-from .cli_snapshot import snapshot
-from .cli_storage import chain_check, chain_export, chain_import, chain_prune, chain_rollback
-from .cli_testnet import testnet
-from .cli_validators import evidence, validator
+from bflnode.node.verbs.accounts import account, keys, queue, task, transfer
+from bflnode.node.verbs.blobs import model_pin, model_unpin
+from bflnode.node.verbs.chain import block, chain, clusters, learning_round, learning_rounds, tx
+from bflnode.node.verbs.completion import completion
+from bflnode.node.verbs.debug import debug
+from bflnode.node.verbs.doctor import doctor
+from bflnode.node.verbs.experiment import experiment
+from bflnode.node.verbs.init import init
+from bflnode.node.verbs.keys import keys_protect, keys_unprotect
+from bflnode.node.verbs.models import model
+from bflnode.node.verbs.node import health, journal, start, status, stop
+from bflnode.node.verbs.options import Root, examples
+from bflnode.node.verbs.peers import peers
+from bflnode.node.verbs.proof import proof
+from bflnode.node.verbs.rewards import reward
+from bflnode.node.verbs.snapshot import snapshot
+from bflnode.node.verbs.storage import chain_check, chain_export, chain_import, chain_prune, chain_rollback
+from bflnode.node.verbs.testnet import testnet
+from bflnode.node.verbs.validators import evidence, validator
 
 
 @click.group(

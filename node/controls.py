@@ -14,11 +14,11 @@ import trio
 from bflnode.consensus.task import TaskSpecification
 from bflnode.consensus.transaction import Slot
 from bflnode.consensus.types import BlobId
+from bflnode.node.workers.trainer import Trainer, TrainerError
+from bflnode.node.workers.worker_protocol import EvaluateJob
 from bflnode.storage.errors import MissingError, QuotaError
 
 from .duty_work import Tools, training_job
-from .trainer import Trainer, TrainerError
-from .worker_protocol import EvaluateJob
 
 _log = logging.getLogger(__name__)
 

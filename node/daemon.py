@@ -14,15 +14,15 @@ import click
 import trio
 
 from bflnode.consensus.keys import account_text
+from bflnode.node.p2p.network import TransportError
+from bflnode.node.rpc.server import serve
+from bflnode.node.sync.state_sync import sync_state
 from bflnode.storage import failpoints
 from bflnode.storage.errors import StorageError
 
 from .configuration import Configuration, load_configuration
 from .home import Home, HomeError
-from .network import TransportError
 from .node import Node, open_node
-from .rpc import serve
-from .state_sync import sync_state
 
 _log = logging.getLogger(__name__)
 

@@ -44,15 +44,10 @@ from bflnode.consensus.types import BlobId, ChainId, Hash
 from bflnode.fl.architectures import UnknownArchitecture, architecture
 from bflnode.fl.samples import DatasetError, load_shard
 from bflnode.fl.weights import InvalidWeights, parse
-from bflnode.storage.blob_store import BlobStore
-from bflnode.storage.errors import MissingError, QuotaError, from_os_error
-
-from .exchange import Exchange
-from .journal import Journal
-from .node_clock import now_ms
-from .peers import Peers
-from .trainer import JobError, Trainer
-from .worker_protocol import (
+from bflnode.node.p2p.peers import Peers
+from bflnode.node.sync.exchange import Exchange
+from bflnode.node.workers.trainer import JobError, Trainer
+from bflnode.node.workers.worker_protocol import (
     AggregateJob,
     MatrixJob,
     OwnProbeJob,
@@ -61,6 +56,11 @@ from .worker_protocol import (
     RefusalReason,
     TrainJob,
 )
+from bflnode.storage.blob_store import BlobStore
+from bflnode.storage.errors import MissingError, QuotaError, from_os_error
+
+from .journal import Journal
+from .node_clock import now_ms
 
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Making the home of a node that joins a network: keys, genesis, admission, the person's own data, settings.
 
-Everything that is given is checked before anything is written. Homes of a whole testnet are `testnet_homes`'.
+Everything that is given is checked before anything is written. Homes of a whole testnet are `testnets.homes`'.
 """
 
 import re
@@ -20,13 +20,13 @@ from bflnode.consensus.types import BlobId
 from bflnode.fl import datasets
 from bflnode.fl.architectures import Architecture, UnknownArchitecture, architecture
 from bflnode.fl.samples import DatasetError, Shard
+from bflnode.node.p2p.network_key import read_network_key
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.durable import sync_tree, write_durably
 from bflnode.storage.errors import MissingError
 
 from .admission import check_credential, sign_credential, write_credential
 from .home import Home, HomeError, make_home, read_genesis, read_secret_key, write_seed
-from .network_key import read_network_key
 
 NO_BLOB = BlobId(bytes(32))
 """Where a task has no such file."""

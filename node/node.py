@@ -22,26 +22,10 @@ from bflnode.consensus.staking import Standing, standing
 from bflnode.consensus.tables import current_validators
 from bflnode.consensus.transaction import Evidence
 from bflnode.consensus.types import BlockId
-from bflnode.storage.blob_store import BlobStore, Quota
-from bflnode.storage.home_lock import HomeLock
-from bflnode.storage.signer_wal import SignerWal
-from bflnode.storage.snapshot_store import SnapshotStore
-
-from .accusations import Accusations
-from .addresses import host_part
-from .agreement_driver import AgreementDriver, FinalBlockReceived, MessageReceived, Outlets, StatusReceived
-from .bans import Bans
-from .chain import Chain
-from .configuration import Configuration, shard_path
-from .controls import Controls
-from .duty_work import Tools
-from .exchange import Exchange
-from .home import Home, HomeError
-from .inspection_validators import advice
-from .journal import Journal
-from .local_discovery import announce_locally
-from .mempool import Mempool
-from .messages import (
+from bflnode.node.p2p.addresses import host_part
+from bflnode.node.p2p.bans import Bans
+from bflnode.node.p2p.local_discovery import announce_locally
+from bflnode.node.p2p.messages import (
     ABOUT,
     BLOCKS,
     CHUNKS,
@@ -65,18 +49,34 @@ from .messages import (
     blocks_topic,
     transactions_topic,
 )
-from .network import Network, NetworkConfig, PeerId, TransportError, open_network
-from .network_key import load_network_key
+from bflnode.node.p2p.network import Network, NetworkConfig, PeerId, TransportError, open_network
+from bflnode.node.p2p.network_key import load_network_key
+from bflnode.node.p2p.peers import RESERVED_FOR_VALIDATORS, OwnSide, Peers, make_peers
+from bflnode.node.rpc.inspection_validators import advice
+from bflnode.node.sync.exchange import Exchange
+from bflnode.node.sync.snapshots import Snapshots, serve_light_chain
+from bflnode.node.sync.synchroniser import Synchroniser, serve_blocks
+from bflnode.node.workers.trainer import Trainer, open_trainer
+from bflnode.node.workers.worker_start import worker_starter
+from bflnode.storage.blob_store import BlobStore, Quota
+from bflnode.storage.home_lock import HomeLock
+from bflnode.storage.signer_wal import SignerWal
+from bflnode.storage.snapshot_store import SnapshotStore
+
+from .accusations import Accusations
+from .agreement_driver import AgreementDriver, FinalBlockReceived, MessageReceived, Outlets, StatusReceived
+from .chain import Chain
+from .configuration import Configuration, shard_path
+from .controls import Controls
+from .duty_work import Tools
+from .home import Home, HomeError
+from .journal import Journal
+from .mempool import Mempool
 from .node_clock import now_ms
 from .participant import Participant
-from .peers import RESERVED_FOR_VALIDATORS, OwnSide, Peers, make_peers
 from .pruning import Pruner
 from .recovery import distrust_forgetful_log, open_chain
-from .snapshots import Snapshots, serve_light_chain
-from .synchroniser import Synchroniser, serve_blocks
-from .trainer import Trainer, open_trainer
 from .transaction_relay import TransactionRelay
-from .worker_start import worker_starter
 
 _log = logging.getLogger(__name__)
 

@@ -27,14 +27,14 @@ from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.tables import ACCOUNTS, current_validators
 from bflnode.consensus.transaction import FREE_KINDS, Body, Transaction, sign_transaction
 from bflnode.consensus.types import Signature
+from bflnode.node.workers.trainer import TrainerError
+from bflnode.node.workers.worker_protocol import WarmUpJob
 from bflnode.storage.errors import MissingError, QuotaError
 
 from .chain import Chain
 from .controls import Controls, Trained
 from .duty_work import CannotFulfilError, DutyWork, Tools
-from .trainer import TrainerError
 from .transaction_relay import TransactionRelay
-from .worker_protocol import WarmUpJob
 
 _log = logging.getLogger(__name__)
 

@@ -115,7 +115,7 @@ class Retention:
         return 0 if settled is None else settled.settled_header_ms
 
     def _needed(self) -> Iterator[BlobId]:
-        """What tasks start from, and what rounds that are kept name; bases and outputs are among the models seen too."""
+        """What tasks start from, and what rounds that are kept name; bases and outputs are among models seen too."""
         for task in self._tasks:
             specification = task.specification
             yield from (specification.initial_model, specification.probe_set, specification.validation_set)

@@ -13,13 +13,20 @@ import trio
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.transaction import Transaction
 from bflnode.consensus.types import AccountId, ChainId
+from bflnode.node.p2p.messages import (
+    MAX_BATCH,
+    MAX_GOSSIP_BYTES,
+    MAX_PUSH_BYTES,
+    TRANSACTIONS,
+    Batch,
+    transactions_topic,
+)
+from bflnode.node.p2p.network import Network
+from bflnode.node.p2p.peers import Peers
 from bflnode.storage.failpoints import Operation, after, before
 
 from .agreement_driver import AgreementDriver
 from .mempool import Mempool
-from .messages import MAX_BATCH, MAX_GOSSIP_BYTES, MAX_PUSH_BYTES, TRANSACTIONS, Batch, transactions_topic
-from .network import Network
-from .peers import Peers
 
 _log = logging.getLogger(__name__)
 

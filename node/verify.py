@@ -31,11 +31,18 @@ from bflnode.consensus.task import (
     Weighting,
 )
 from bflnode.consensus.types import AccountId, BlobId, Hash
+from bflnode.node.workers.worker_protocol import (
+    AggregateJob,
+    Job,
+    MatrixJob,
+    MatrixResult,
+    ProbeSamples,
+    PublicProbe,
+    Result,
+)
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.errors import CorruptBlobError, CorruptStore, MissingError, from_os_error
-
-from .worker_protocol import AggregateJob, Job, MatrixJob, MatrixResult, ProbeSamples, PublicProbe, Result
 
 COPY_BYTES = 1024 * 1024
 """Piece in which output models are hashed."""
@@ -429,7 +436,7 @@ class _RoundAudit:
             raise self._found(Check.PROBE, "one-category", path.name, "one category", f"categories {categories}")
 
     def _run(self, job: Job, place: Path) -> Result:
-        from .worker_jobs import run_job
+        from bflnode.node.workers.worker_jobs import run_job
 
         try:
             return run_job(job, lambda _fraction, _note: None, threads=1)

@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("node", "consensus", "fl", "storage")
-SUBPACKAGES = ("fl/methods",)
+SUBPACKAGES = (
+    "fl/methods",
+    *(f"node/{name}" for name in ("diagnosis", "experiments", "p2p", "rpc", "sync", "testnets", "verbs", "workers")),
+)
 # Every module of ours, imported in one fresh process; prints the modules that come from the checkout.
 IMPORT_ALL = """
 import importlib, pathlib, sys

@@ -14,18 +14,20 @@ import trio
 import trio.testing
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.exceptions import StreamError
+from tests.node.test_rpc import two_accounts
 
 from bflnode.consensus import block as records
 from bflnode.consensus.agreement import Status, Step
 from bflnode.consensus.block import Commit, CommitSignature, ProposalMessage, VoteKind, sign_proposal, sign_vote
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Rejection
-from bflnode.node import rpc
 from bflnode.node.agreement_driver import MessageReceived
-from bflnode.node.bans import FOR_EVER_MS, MAX_BANS, Bans
 from bflnode.node.configuration import load_configuration
-from bflnode.node.libp2p_repairs import MAX_STREAMS_PER_PROTOCOL
-from bflnode.node.messages import (
+from bflnode.node.node import Node, open_node
+from bflnode.node.node_clock import now_ms
+from bflnode.node.p2p.bans import FOR_EVER_MS, MAX_BANS, Bans
+from bflnode.node.p2p.libp2p_repairs import MAX_STREAMS_PER_PROTOCOL
+from bflnode.node.p2p.messages import (
     CHUNKS,
     STATUS,
     Batch,
@@ -34,17 +36,15 @@ from bflnode.node.messages import (
     blocks_topic,
     transactions_topic,
 )
-from bflnode.node.network import PeerId
-from bflnode.node.node import Node, open_node
-from bflnode.node.node_clock import now_ms
-from bflnode.node.notices import NOTICE
-from bflnode.node.rate_limits import Rate
-from bflnode.node.streams import framed
+from bflnode.node.p2p.network import PeerId
+from bflnode.node.p2p.notices import NOTICE
+from bflnode.node.p2p.rate_limits import Rate
+from bflnode.node.p2p.streams import framed
+from bflnode.node.rpc import server as rpc
 from tests.node.drivers import Site, genesis_of, sites
 from tests.node.networks import PUSH, echo_works, eventually, pair, raw_stream
 from tests.node.nodes import opened, running, small_network, until
 from tests.node.strangers import stranger_of
-from tests.node.test_rpc import two_accounts
 from tests.node.test_transaction_relay import transfer
 
 ALONE = {"p2p": {"persistent_peers": ()}, "training": {"enabled": False}}
@@ -231,7 +231,7 @@ async def test_bytes_after_a_refused_websocket_do_not_end_the_node(
                 await stream.send_all(b"zz\r\n")
     async with httpx.AsyncClient(trust_env=False) as http:
         assert (await http.get(f"http://127.0.0.1:{served}/livez")).status_code == 200
-    assert not [record for record in caplog.records if record.name.startswith("bflnode.node.rpc")]
+    assert not [record for record in caplog.records if record.name.startswith("bflnode.node.rpc.server")]
 
 
 async def test_a_client_that_reads_no_answer_does_not_keep_the_node_from_stopping(tmp_path: Path) -> None:

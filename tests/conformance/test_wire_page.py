@@ -10,10 +10,10 @@ from bflnode.consensus.encoding import encode
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.transaction import BODIES, Kind, Transfer, sign_transaction
 from bflnode.consensus.types import TOKEN, AccountId, ChainId
-from bflnode.node import messages, streams
-from bflnode.node.notices import NOTICE
-from bflnode.node.peer_identity import peer_id_text
-from bflnode.node.streams import framed
+from bflnode.node.p2p import messages, streams
+from bflnode.node.p2p.notices import NOTICE
+from bflnode.node.p2p.peer_identity import peer_id_text
+from bflnode.node.p2p.streams import framed
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "wire.md").read_text(encoding="utf-8")
 ROWS = [

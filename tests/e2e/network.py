@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bflnode.node import testnet as processes
-from bflnode.node.rpc_client import RpcClient
-from bflnode.node.testnet_homes import Testnet, load_testnet
+from bflnode.node.rpc.client import RpcClient
+from bflnode.node.testnets import processes
+from bflnode.node.testnets.homes import Testnet, load_testnet
 from bflnode.storage.home_lock import running_pid
 
 DEADLINE_S = 180.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bflnode.consensus.types import TOKEN
-from bflnode.node.testnet import launcher_client
+from bflnode.node.testnets.processes import launcher_client
 from tests.e2e.network import DEADLINE_S, Network, checks, command, eventually, run_cli
 
 ALL_HOLD = {"rounds": True, "heads": True, "supply": True, "models": True, "payouts": True, "chain": True}

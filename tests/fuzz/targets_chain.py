@@ -23,11 +23,11 @@ from bflnode.consensus.snapshot import SNAPSHOT_VERSION, Snapshot, read_state, w
 from bflnode.consensus.tables import ACCOUNTS
 from bflnode.consensus.transaction import Evidence
 from bflnode.consensus.types import BlobId, BlockId
-from bflnode.node.address_book import AddressBook
-from bflnode.node.bans import Bans
-from bflnode.node.local_discovery import announced_addresses
-from bflnode.node.messages import LightChainRequest, SnapshotOffers, SnapshotsRequest
-from bflnode.node.network import PeerId
+from bflnode.node.p2p.address_book import AddressBook
+from bflnode.node.p2p.bans import Bans
+from bflnode.node.p2p.local_discovery import announced_addresses
+from bflnode.node.p2p.messages import LightChainRequest, SnapshotOffers, SnapshotsRequest
+from bflnode.node.p2p.network import PeerId
 from bflnode.storage.archive import ArchivedBlock, ArchiveHead, ArchiveReader, ArchiveWriter
 from bflnode.storage.errors import StorageError
 from tests.consensus.test_proof_file import NOBODY, HarnessHeaders, balance_claim, model_claim

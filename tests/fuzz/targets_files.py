@@ -23,18 +23,18 @@ from bflnode.consensus.transaction import MAX_AGGREGATE_BYTES, Slot, Transaction
 from bflnode.fl.datasets import load_idx, load_npz
 from bflnode.fl.image_folder import load_image_folder
 from bflnode.fl.samples import DatasetError, LabelledData, Shard, load_shard, numbered_classes, save_shard
-from bflnode.node import worker_protocol
-from bflnode.node.calls import INSPECTIONS, bind
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import HomeError, make_home, read_account, read_credential, read_genesis, read_secret_key
-from bflnode.node.inspection import Inspector, Sources
 from bflnode.node.journal import Journal
-from bflnode.node.network import TransportError, parse_address
-from bflnode.node.process_messages import FrameReader, ProcessMessageError
+from bflnode.node.p2p.network import TransportError, parse_address
 from bflnode.node.protected_key import ProtectedKey
-from bflnode.node.refusals import ParameterError
-from bflnode.node.rpc import answer_request, browser_fault, encoded
-from bflnode.node.rpc_methods import UnknownMethodError
+from bflnode.node.rpc.calls import INSPECTIONS, bind
+from bflnode.node.rpc.inspection import Inspector, Sources
+from bflnode.node.rpc.methods import UnknownMethodError
+from bflnode.node.rpc.refusals import ParameterError
+from bflnode.node.rpc.server import answer_request, browser_fault, encoded
+from bflnode.node.workers import worker_protocol
+from bflnode.node.workers.process_messages import FrameReader, ProcessMessageError
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.errors import StorageError

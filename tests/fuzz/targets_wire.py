@@ -28,8 +28,8 @@ from bflnode.consensus.state_proof import MAX_PROOF_BYTES, StateProof, prove, ve
 from bflnode.consensus.task import ProbeMode
 from bflnode.consensus.transaction import MAX_AGGREGATE_BYTES, Transaction
 from bflnode.fl.weights import InvalidWeights, Tensor, parse, read_table, serialize, table_of
-from bflnode.node.about import chain_fault, genesis_digests, version_fault
-from bflnode.node.messages import (
+from bflnode.node.p2p.about import chain_fault, genesis_digests, version_fault
+from bflnode.node.p2p.messages import (
     MAX_ABOUT_BYTES,
     MAX_PUSH_BYTES,
     About,
@@ -45,7 +45,7 @@ from bflnode.node.messages import (
     PeerAddresses,
     hello_payload,
 )
-from bflnode.node.streams import MAX_REQUEST_BYTES, FrameStream, TransportError, framed
+from bflnode.node.p2p.streams import MAX_REQUEST_BYTES, FrameStream, TransportError, framed
 from tests.consensus.harness import Harness
 from tests.fuzz.rule import Target, require_readable
 

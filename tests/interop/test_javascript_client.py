@@ -21,8 +21,8 @@ from bflnode.consensus.tables import ACCOUNTS
 from bflnode.consensus.transaction import Admit, Transfer
 from bflnode.consensus.types import TOKEN
 from bflnode.node.admission import sign_credential
-from bflnode.node.messages import BLOCKS, CHUNKS, HELLO, PUSHES
 from bflnode.node.node import Node
+from bflnode.node.p2p.messages import BLOCKS, CHUNKS, HELLO, PUSHES
 from bflnode.storage.blob_store import BlobStore
 from tests.node.nodes import running, small_network
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bflnode.node.launcher import LAUNCHER_VARIABLE, RunningLauncher, start_launcher
+from bflnode.node.workers.launcher import LAUNCHER_VARIABLE, RunningLauncher, start_launcher
 
 STOP_DEADLINE_S = 60
 

@@ -17,9 +17,9 @@ from bflnode.consensus.types import TOKEN, Hash
 from bflnode.node.agreement_driver import AgreementDriver, MessageReceived, Outlets, StatusReceived
 from bflnode.node.chain import Chain
 from bflnode.node.mempool import Mempool
-from bflnode.node.messages import MAX_PUSH_BYTES, PROPOSALS, STATUS, VOTES
-from bflnode.node.network import PeerId
 from bflnode.node.node_clock import now_ms
+from bflnode.node.p2p.messages import MAX_PUSH_BYTES, PROPOSALS, STATUS, VOTES
+from bflnode.node.p2p.network import PeerId
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.signer_wal import SignerWal
 

@@ -11,7 +11,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from bflnode.consensus.rejection import Reason, Rejection
-from bflnode.node.network import Network, NetworkConfig, PeerId, open_network
+from bflnode.node.p2p.network import Network, NetworkConfig, PeerId, open_network
 
 PUSH = "/test/push/1"
 ASK = "/test/ask/1"

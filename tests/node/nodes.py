@@ -13,7 +13,7 @@ from bflnode.consensus.types import AccountId
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import Home
 from bflnode.node.node import Node, open_node
-from bflnode.node.testnet_homes import Testnet, TestnetOptions, make_testnet
+from bflnode.node.testnets.homes import Testnet, TestnetOptions, make_testnet
 
 PATIENCE_S = 30.0
 """What takes two seconds alone may take ten where many tests share two cores."""

@@ -5,7 +5,9 @@ from contextlib import asynccontextmanager
 
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.types import ChainId
-from bflnode.node.messages import (
+from bflnode.node.node import Node
+from bflnode.node.node_clock import now_ms
+from bflnode.node.p2p.messages import (
     HELLO,
     PUSHES,
     REQUESTS,
@@ -15,9 +17,7 @@ from bflnode.node.messages import (
     hello_payload,
     transactions_topic,
 )
-from bflnode.node.network import Network, NetworkConfig, PeerId, open_network
-from bflnode.node.node import Node
-from bflnode.node.node_clock import now_ms
+from bflnode.node.p2p.network import Network, NetworkConfig, PeerId, open_network
 from tests.node.networks import PATIENCE_S, eventually
 
 

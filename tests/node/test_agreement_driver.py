@@ -27,9 +27,9 @@ from bflnode.consensus.types import BlockId
 from bflnode.consensus.workspace import BlockContext
 from bflnode.node import agreement_driver as limits
 from bflnode.node.agreement_driver import FinalBlockReceived, MessageReceived, StatusReceived
-from bflnode.node.messages import PROPOSALS, STATUS, VOTES, FinalBlock
-from bflnode.node.network import PeerId
 from bflnode.node.node_clock import now_ms
+from bflnode.node.p2p.messages import PROPOSALS, STATUS, VOTES, FinalBlock
+from bflnode.node.p2p.network import PeerId
 from tests.node.drivers import PARAMETERS, Site, Wires, genesis_of, key_of, sites
 from tests.node.networks import eventually
 

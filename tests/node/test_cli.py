@@ -197,7 +197,7 @@ def test_failure_is_one_line_with_its_exit_code(
 
 
 def test_unexpected_error_is_one_line_too(faulty: tuple[Path, Harness], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bflnode.node.reader.HomeReader.call", lambda *_arguments, **_params: 1 / 0)
+    monkeypatch.setattr("bflnode.node.rpc.reader.HomeReader.call", lambda *_arguments, **_params: 1 / 0)
     assert "unexpected ZeroDivisionError" in complaint(run("status", "--home", faulty[0]), 1)
 
 

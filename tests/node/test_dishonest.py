@@ -15,7 +15,7 @@ from bflnode.consensus.transaction import Attest, Commit, Fault, model_commitmen
 from bflnode.consensus.types import BlobId
 from bflnode.node.duty_work import DutyWork
 from bflnode.node.node import Node
-from bflnode.node.testnet_homes import STAKE
+from bflnode.node.testnets.homes import STAKE
 from tests.node.nodes import (
     client_of,
     going,

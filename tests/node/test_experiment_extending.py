@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from bflnode.fl.methods import registry
-from bflnode.node.experiment_file import parse_experiment
-from bflnode.node.experiment_run import Workers, run_experiment
-from bflnode.node.experiment_store import describe, make_folder
+from bflnode.node.experiments.file import parse_experiment
+from bflnode.node.experiments.run import Workers, run_experiment
+from bflnode.node.experiments.store import describe, make_folder
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 FILE = b"""

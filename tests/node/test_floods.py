@@ -13,12 +13,12 @@ from bflnode.consensus.block import Commit
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.transaction import Transaction, Transfer, sign_transaction
-from bflnode.node.libp2p_connections import ACCEPTS_BURST, MAX_HANDSHAKES_PER_ADDRESS, Gate
-from bflnode.node.libp2p_repairs import MAX_STREAMS_PER_PROTOCOL
-from bflnode.node.messages import CHUNKS, STATUS, TRANSACTIONS, Batch, FinalBlock, blocks_topic
-from bflnode.node.network import RemoteRefusal, TransportError, open_network
-from bflnode.node.rate_limits import Rate
-from bflnode.node.streams import GOSSIP
+from bflnode.node.p2p.libp2p_connections import ACCEPTS_BURST, MAX_HANDSHAKES_PER_ADDRESS, Gate
+from bflnode.node.p2p.libp2p_repairs import MAX_STREAMS_PER_PROTOCOL
+from bflnode.node.p2p.messages import CHUNKS, STATUS, TRANSACTIONS, Batch, FinalBlock, blocks_topic
+from bflnode.node.p2p.network import RemoteRefusal, TransportError, open_network
+from bflnode.node.p2p.rate_limits import Rate
+from bflnode.node.p2p.streams import GOSSIP
 from tests.node.networks import ASK, PUSH, TOPIC, Recorder, config, echo_works, eventually, networks, pair, raw_stream
 from tests.node.nodes import going, opened, running, small_network, until
 from tests.node.strangers import stranger_of

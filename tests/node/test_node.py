@@ -15,7 +15,8 @@ from bflnode.consensus.transaction import Transfer, sign_transaction
 from bflnode.consensus.types import Signature
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import HomeError
-from bflnode.node.messages import (
+from bflnode.node.node import Node
+from bflnode.node.p2p.messages import (
     BLOCKS,
     CHUNKS,
     HELLO,
@@ -32,9 +33,8 @@ from bflnode.node.messages import (
     ManifestRequest,
     transactions_topic,
 )
-from bflnode.node.network import RemoteRefusal, TransportError
-from bflnode.node.node import Node
-from bflnode.node.testnet_homes import add_node
+from bflnode.node.p2p.network import RemoteRefusal, TransportError
+from bflnode.node.testnets.homes import add_node
 from bflnode.storage.errors import StorageError
 from tests.node.networks import eventually
 from tests.node.nodes import (

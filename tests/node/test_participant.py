@@ -12,7 +12,7 @@ from bflnode.consensus.transaction import Commit, Reveal
 from bflnode.node import participant as limits
 from bflnode.node.duty_work import CannotFulfilError
 from bflnode.node.node import Node
-from bflnode.node.trainer import TrainerError
+from bflnode.node.workers.trainer import TrainerError
 from bflnode.storage.errors import MissingError
 from tests.node.networks import eventually
 from tests.node.nodes import going, opened, running, settled_rounds, small_network, until, until_done

@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from bflnode.node.cli import bflnode
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import Home, HomeError
-from bflnode.node.libp2p_connections import Greeting, PrivateConnection, hear_greeting
-from bflnode.node.network import TransportError, open_network
-from bflnode.node.network_key import load_network_key
+from bflnode.node.p2p.libp2p_connections import Greeting, PrivateConnection, hear_greeting
+from bflnode.node.p2p.network import TransportError, open_network
+from bflnode.node.p2p.network_key import load_network_key
 from tests.node.networks import PUSH, TOPIC, Recorder, config, echo_works, networks, pair
 from tests.node.nodes import opened, small_network
 
@@ -32,7 +32,7 @@ async def test_nodes_with_the_same_key_push_ask_and_gossip() -> None:
 async def test_a_node_without_the_key_or_with_another_gets_nowhere(
     ours: str | None, theirs: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bflnode.node.network.DIAL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("bflnode.node.p2p.network.DIAL_TIMEOUT_S", 0.5)
     async with (
         open_network(config(1, network_key=ours), Recorder()) as stranger,
         networks(2, network_key=theirs) as [_, (inside, inside_seen)],

@@ -9,7 +9,7 @@ from bflnode.consensus.tables import all_tasks
 from bflnode.consensus.task import LearningRound, TaskStatus
 from bflnode.consensus.transaction import Available
 from bflnode.node.node import Node
-from bflnode.node.rpc_methods import RpcMethods
+from bflnode.node.rpc.methods import RpcMethods
 from bflnode.storage.blob_store import Quota
 from tests.node.nodes import (
     going,

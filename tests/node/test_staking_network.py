@@ -16,11 +16,11 @@ from bflnode.consensus.staking import Standing, standing
 from bflnode.consensus.tables import ACCOUNTS, current_validators, stake_of
 from bflnode.consensus.transaction import Body, Bond, Transfer, Unjail, sign_transaction
 from bflnode.consensus.types import AccountId, BlockId
-from bflnode.node import testnet_homes
-from bflnode.node.inspection import Inspector, Sources
-from bflnode.node.messages import VOTES
 from bflnode.node.node import Node
-from bflnode.node.testnet_homes import STAKE, add_node
+from bflnode.node.p2p.messages import VOTES
+from bflnode.node.rpc.inspection import Inspector, Sources
+from bflnode.node.testnets import homes as testnet_homes
+from bflnode.node.testnets.homes import STAKE, add_node
 from tests.node.nodes import going, opened, small_network, until
 from tests.node.strangers import stranger_of
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from bflnode.node.cli import bflnode
-from bflnode.node.progress import PlainView, nodes_table, summary
-from bflnode.node.testnet import NodeStatus, statuses
-from bflnode.node.testnet_homes import load_testnet
+from bflnode.node.testnets.homes import load_testnet
+from bflnode.node.testnets.processes import NodeStatus, statuses
+from bflnode.node.verbs.progress import PlainView, nodes_table, summary
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -10,8 +10,8 @@ from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.tables import ACCOUNTS
 from bflnode.consensus.transaction import Aggregate, Slot, Transaction, Transfer, sign_transaction
 from bflnode.consensus.types import BlobId, ChainId, Hash, Signature
-from bflnode.node.messages import MAX_BATCH, MAX_GOSSIP_BYTES, PENDING, TRANSACTIONS, Batch, transactions_topic
 from bflnode.node.node import Node
+from bflnode.node.p2p.messages import MAX_BATCH, MAX_GOSSIP_BYTES, PENDING, TRANSACTIONS, Batch, transactions_topic
 from bflnode.node.transaction_relay import _fitting
 from tests.node.networks import eventually
 from tests.node.nodes import going, opened, running, small_network, until

@@ -30,10 +30,10 @@ from bflnode.consensus.transaction import Transfer, sign_transaction
 from bflnode.consensus.types import ChainId
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import Home
-from bflnode.node.peer_identity import peer_id_text
-from bflnode.node.refusals import RpcError, UnreachableError
-from bflnode.node.rpc_client import RpcClient
-from bflnode.node.testnet_homes import TestnetOptions, make_testnet
+from bflnode.node.p2p.peer_identity import peer_id_text
+from bflnode.node.rpc.client import RpcClient
+from bflnode.node.rpc.refusals import RpcError, UnreachableError
+from bflnode.node.testnets.homes import TestnetOptions, make_testnet
 from tests.e2e.network import command
 from tests.partitions.namespaces import PEERS, SWITCH_HOST, Machine, Switch
 from tests.partitions.proxy import Line, Proxies, Route

@@ -18,11 +18,11 @@ from types import MappingProxyType
 import numpy as np
 import tomli_w
 
-from bflnode.node import testnet as processes
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import Home
-from bflnode.node.launcher import LAUNCHER_VARIABLE
-from bflnode.node.testnet_homes import Testnet, TestnetOptions, add_node, load_testnet, make_testnet
+from bflnode.node.testnets import processes
+from bflnode.node.testnets.homes import Testnet, TestnetOptions, add_node, load_testnet, make_testnet
+from bflnode.node.workers.launcher import LAUNCHER_VARIABLE
 from bflnode.storage import failpoints
 from bflnode.storage.home_lock import running_pid
 

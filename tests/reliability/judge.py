@@ -7,8 +7,8 @@ from bflnode.consensus.block import VoteKind
 from bflnode.consensus.tables import ACCOUNTS
 from bflnode.consensus.types import AccountId, BlockId, Hash, TransactionId
 from bflnode.node.home import Home
-from bflnode.node.report import make_report
-from bflnode.node.testnet_homes import Testnet
+from bflnode.node.testnets.homes import Testnet
+from bflnode.node.testnets.report import make_report
 from bflnode.node.verify import verify_chain
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore

@@ -17,10 +17,10 @@ from bflnode.consensus.genesis import Genesis
 from bflnode.consensus.keys import SecretKey, admission_payload
 from bflnode.consensus.transaction import Admit, Transaction, Transfer, sign_transaction
 from bflnode.node.home import Home, read_secret_key
-from bflnode.node.reader import find_running
-from bflnode.node.refusals import RpcError, UnreachableError
-from bflnode.node.rpc_client import RpcClient
-from bflnode.node.testnet_homes import STAKE, Testnet
+from bflnode.node.rpc.client import RpcClient
+from bflnode.node.rpc.reader import find_running
+from bflnode.node.rpc.refusals import RpcError, UnreachableError
+from bflnode.node.testnets.homes import STAKE, Testnet
 
 WALLETS = 2
 

@@ -1,0 +1,1 @@
+"""Experiments: rounds of many clients in one process, without a network."""

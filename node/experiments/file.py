@@ -1,0 +1,279 @@
+"""The file of an experiment: what is compared, on what, how often. Read strictly; light to import.
+
+    methods x alphas x seeds = runs, each of `rounds` learning rounds
+
+What a setting of a method may be is known to the method, and checked when a run starts. What runs do is in
+`run`, where results go in `store`.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bflnode.consensus.genesis import MAX_GENESIS_ACCOUNTS
+from bflnode.consensus.types import MAX_CLIENTS
+from bflnode.node.home import HomeError
+
+MAX_FILE_BYTES = 1024 * 1024
+"""Far more than anybody writes by hand."""
+
+MAX_RUNS = 1000
+"""Runs of one experiment: more are a mistake in a list."""
+
+MAX_EXPERIMENT_CLIENTS = 100_000
+"""Each has a line in every checkpoint."""
+
+MAX_SHOWN = 80
+"""Characters of a name that an error repeats."""
+
+CHAIN_METHODS = frozenset({"paa"})
+"""Methods whose aggregation is a rule of the chain: they run on a real ledger, in virtual time."""
+
+CENTRALISED = "centralised"
+"""The method in which one client has everybody's data."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,59}")
+
+
+class ExperimentError(HomeError):
+    """An experiment that can't be read, run or reported; the message says why and what to do."""
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError("give 1 to 60 letters, digits, dots, dashes or underlines: it names a folder")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_checked_name)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(_Section):
+    """Which data set, and how much of it."""
+
+    kind: str = "digits"
+    path: str = ""
+    """File or folder, relative to the experiment's file."""
+    download: bool = False
+    """Let torchvision fetch the published files into `path`."""
+    samples: Annotated[int, Field(ge=0)] = 0
+    """Training samples over all clients, 0 for all."""
+    test_samples: Annotated[int, Field(ge=0)] = 0
+    min_train: Annotated[int, Field(ge=1)] = 10
+    """Fewest training samples of a client; 10 is the papers'."""
+    min_test: Annotated[int, Field(ge=1)] = 2
+
+
+class Training(_Section):
+    """Local training, the same for all methods."""
+
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 5
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 64
+    learning_rate: Annotated[float, Field(gt=0, le=1000)] = 0.001
+    optimiser: Literal["adam", "sgd"] = "adam"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class MethodEntry(BaseModel):
+    """A method of federated learning; whatever else is in its table is a setting of the method."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: Annotated[str, Field(min_length=1, max_length=60)]
+    label: Name | None = None
+    """What it is called in results; the method's name unless two entries share it."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the method."""
+        return dict(self.model_extra or {})
+
+    @property
+    def title(self) -> str:
+        """What it is called in results."""
+        return self.label or self.name
+
+
+class Robust(_Section):
+    """What makes one model out of several; see `fl.robust`."""
+
+    name: Literal["mean", "median", "trimmed-mean", "krum", "multi-krum", "norm-clipping"] = "mean"
+    hostile: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    clip: Annotated[float, Field(gt=0)] = 1.0
+
+
+class HostileClients(_Section):
+    """What hostile clients do; see `fl.attacks`."""
+
+    name: Literal["label-flip", "sign-flip", "noise", "model-replacement", "copy", "lazy"]
+    share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    strength: Annotated[float, Field(gt=0)] = 1.0
+
+
+class ShiftedData(_Section):
+    """How clients' data differs besides its labels; see `fl.population`."""
+
+    name: Literal["none", "rotation", "style"] = "none"
+    groups: Annotated[int, Field(ge=1, le=4)] = 4
+    test_prior: Literal["same", "uniform"] = "same"
+
+
+class Probe(_Section):
+    """Samples on which models are compared."""
+
+    psi: Annotated[int, Field(ge=1, le=4096)] = 32
+
+
+class Chain(_Section):
+    """The ledger that methods of the chain run on."""
+
+    use: Literal["auto", "never"] = "auto"
+    """`never` runs their aggregation alone, as that of other methods."""
+    reward: Annotated[int, Field(ge=0, le=1_000_000)] = 20
+    """Tokens that a learning round pays (BFLN, section 4.3.1)."""
+    rho: Annotated[int, Field(ge=1, le=8)] = 2
+
+
+class Experiment(_Section):
+    """An experiment."""
+
+    name: Name
+    rounds: Annotated[int, Field(ge=1, le=1_000_000)] = 10
+    clients: Annotated[int, Field(ge=1, le=MAX_EXPERIMENT_CLIENTS)] = 20
+    sample: Annotated[int, Field(ge=0)] = 0
+    """Clients in a learning round, drawn anew for each; 0 for all."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = (1,)
+    alphas: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0.5,)
+    """Dirichlet concentrations of the labels; 0 spreads them evenly."""
+    architecture: str = ""
+    """Id of a model; by the data when empty."""
+    evaluate_every: Annotated[int, Field(ge=1)] = 5
+    """Rounds between measurements on the global test set; the last round is measured anyway."""
+    data: Data = Data()
+    training: Training = Training()
+    methods: Annotated[tuple[MethodEntry, ...], Field(min_length=1)]
+    robust: Robust = Robust()
+    attack: HostileClients | None = None
+    shift: ShiftedData = ShiftedData()
+    probe: Probe = Probe()
+    chain: Chain = Chain()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        titles = [entry.title for entry in self.methods]
+        for title in titles:
+            _checked_name(title)
+        for what, values in (("methods", titles), ("seeds", self.seeds), ("alphas", self.alphas)):
+            twice = [value for value in values if list(values).count(value) > 1]
+            if twice:
+                remedy = "give each its own label" if what == "methods" else "name it once"
+                raise ValueError(f"{what} has {twice[0]} twice: {remedy}")
+        if self.sample > self.clients:
+            raise ValueError(f"sample is {self.sample} of {self.clients} clients: give at most as many, or 0 for all")
+        runs = len(titles) * len(self.seeds) * len(self.alphas)
+        if runs > MAX_RUNS:
+            raise ValueError(f"methods, alphas and seeds make {runs} runs: {MAX_RUNS} are the most")
+        for entry in self.methods:
+            if self.is_on_chain(entry):
+                self._require_chain_can(entry)
+        return self
+
+    @property
+    def clients_per_round(self) -> int:
+        """Clients in a learning round."""
+        return self.sample or self.clients
+
+    def is_on_chain(self, entry: MethodEntry) -> bool:
+        """Whether a method runs on a ledger."""
+        return self.chain.use == "auto" and entry.name in CHAIN_METHODS
+
+    def _require_chain_can(self, entry: MethodEntry) -> None:
+        remedy = 'or run it without a ledger: [chain] use = "never"'
+        if self.clients_per_round > MAX_CLIENTS:
+            raise ValueError(
+                f"{entry.title} runs on the chain, where a learning round has at most {MAX_CLIENTS} clients and not "
+                f"{self.clients_per_round}: set sample to {MAX_CLIENTS} or less, {remedy}"
+            )
+        if self.clients > MAX_GENESIS_ACCOUNTS:
+            raise ValueError(
+                f"{entry.title} runs on the chain, whose genesis has at most {MAX_GENESIS_ACCOUNTS} accounts and not "
+                f"{self.clients}: use fewer clients, {remedy}"
+            )
+        if self.robust.name != "mean":
+            raise ValueError(
+                f"{entry.title} runs on the chain, whose rule within a cluster is the mean and not "
+                f"{self.robust.name}: set [robust] to mean, {remedy}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """One run of an experiment: a method, an alpha, a seed."""
+
+    entry: MethodEntry
+    alpha: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return f"{self.entry.title}-alpha{self.alpha:g}-seed{self.seed}"
+
+
+def plans(experiment: Experiment) -> tuple[RunPlan, ...]:
+    """All runs; those with the same data follow each other."""
+    return tuple(
+        RunPlan(entry, alpha, seed)
+        for seed, alpha, entry in product(experiment.seeds, experiment.alphas, experiment.methods)
+    )
+
+
+def read_experiment(path: Path) -> tuple[Experiment, bytes]:
+    """Read an experiment's file.
+
+    Returns:
+        The experiment, and the file's bytes.
+
+    Raises:
+        ExperimentError: it can't be read, isn't TOML, or has a setting that is unknown or out of range.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ExperimentError(f"cannot read the experiment {path}: {error.strerror}: check the path") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise ExperimentError(f"{path} has more than {MAX_FILE_BYTES} bytes: this is no experiment's file")
+    return parse_experiment(content, path), content
+
+
+def parse_experiment(content: bytes, path: Path) -> Experiment:
+    """Read an experiment from the bytes of its file; `path` is for messages. Raises as `read_experiment`."""
+    try:
+        return Experiment.model_validate(tomllib.loads(content.decode("utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            what = "there is no such setting, correct or remove it"
+        else:
+            what = first["msg"].removeprefix("Value error, ")
+        raise ExperimentError(f"{path}: {_shown(where) + ': ' if where else ''}{what}") from error
+    except ValueError as error:
+        raise ExperimentError(f"{path} is not valid TOML: {_shown(str(error))}") from error
+    except RecursionError as error:
+        raise ExperimentError(f"{path} is no experiment's file: its brackets are nested too deep") from error
+
+
+def _shown(text: str) -> str:
+    """A text from a file, unless it would fill or rewrite a terminal."""
+    return text if len(text) <= MAX_SHOWN and text.isprintable() else ascii(text[:MAX_SHOWN])

@@ -1,0 +1,323 @@
+"""The folder of an experiment, and the checkpoints of its runs.
+
+    DIR/experiment.toml          the file, as it was run
+    DIR/experiment.json          runs, versions, machine, where the file was
+    DIR/clients.csv …            tables over all runs (see `results`), written when a command ends
+    DIR/runs/NAME/state.json     after which learning round the run is, and with what
+    DIR/runs/NAME/clients.csv    rows of each client and round; rounds.csv, payouts.csv likewise
+    DIR/runs/NAME/models/        what clients were given, by id
+    DIR/runs/NAME/kept/          what clients kept: CLIENT-ROUND.safetensors
+    DIR/runs/NAME/chain/         blocks of the ledger: ROUND.blocks
+
+`state.json` is replaced last in each round, in one step: whatever other files hold beyond it belongs to a round that
+didn't end, and is cut off or overwritten. So a kill loses at most one round.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from bflnode.storage.durable import write_durably
+from bflnode.storage.home_lock import running_pid
+
+from .file import Experiment, ExperimentError, RunPlan, parse_experiment, plans
+
+FORMAT = 1
+
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "clients.csv": (
+        *("method", "alpha", "seed", "round", "client", "hostile", "samples", "cluster"),
+        *("received", "post", "global", "loss", "bytes_up", "bytes_down", "seconds"),
+    ),
+    "rounds.csv": (
+        *("method", "alpha", "seed", "round", "clients", "received", "post", "global", "loss"),
+        *("bytes_up", "bytes_down", "training_seconds", "seconds", "head"),
+    ),
+    "payouts.csv": (
+        *("method", "alpha", "seed", "round", "client", "exclusion", "cluster", "cluster_size"),
+        *("gross", "fee", "net", "aggregator_income", "height"),
+    ),
+}
+"""Tables and their columns. Accuracies are shares from 0 to 1, amounts micro-tokens; an empty cell is no value."""
+
+Row = Sequence[object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Where a run is.
+
+    Attributes:
+        round: the last learning round that ended; 0 before the first.
+        head: hex id of the last block, or of the running hash where there is no ledger.
+        newcomers: hex id of what clients receive that weren't in the last round.
+        received: hex id of what those of the last round receive, by client.
+        given: hex id of what a client has received before, by client: it needn't be sent again.
+        kept: the round of each client's file in `kept`.
+        sizes: bytes of each table that belong to rounds that ended.
+        seconds: that all rounds took.
+        device: that clients trained on.
+    """
+
+    round: int
+    head: str
+    newcomers: str
+    received: dict[int, str] = field(default_factory=dict)
+    given: dict[int, str] = field(default_factory=dict)
+    kept: dict[int, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    device: str = ""
+
+
+class RunFolder:
+    """The files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._models, self._kept, self._chain = path / "models", path / "kept", path / "chain"
+
+    def state(self) -> RunState | None:
+        """The checkpoint, or None before the first.
+
+        Raises:
+            ExperimentError: it is damaged.
+        """
+        path = self.path / "state.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            for name in ("received", "given", "kept"):
+                content[name] = {int(client): value for client, value in content[name].items()}
+            return RunState(**content)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExperimentError(f"{path} is damaged ({error}): remove {self.path} to begin this run anew") from error
+
+    def prepare(self, state: RunState | None) -> None:
+        """Make folders, and cut off what belongs to a round that didn't end."""
+        for folder in (self.path, self._models, self._kept, self._chain):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, columns in TABLES.items():
+            path = self.path / name
+            size = 0 if state is None else state.sizes.get(name, 0)
+            if size and path.exists() and path.stat().st_size >= size:
+                os.truncate(path, size)
+            elif size:
+                raise ExperimentError(f"{path} has lost rows: remove {self.path} to begin this run anew")
+            else:
+                path.write_text(_csv([columns]), encoding="utf-8")
+
+    def append(self, rows: Mapping[str, Iterable[Row]]) -> dict[str, int]:
+        """Add rows to tables; returns the size that each table has then."""
+        sizes = {}
+        for name in TABLES:
+            with (self.path / name).open("a", encoding="utf-8", newline="") as file:
+                file.write(_csv(rows.get(name, ())))
+                file.flush()
+                os.fsync(file.fileno())
+                sizes[name] = file.tell()
+        return sizes
+
+    def put_model(self, identifier: str, content: bytes) -> None:
+        """Keep what clients are given; an equal one is there already."""
+        path = self._model(identifier)
+        if not path.exists():
+            write_durably(path, content)
+
+    def model(self, identifier: str) -> bytes:
+        """What clients are given, by its id."""
+        return _read(self._model(identifier), self.path)
+
+    def put_kept(self, client: int, learning_round: int, content: bytes) -> None:
+        """Keep what a client keeps."""
+        write_durably(self._kept_file(client, learning_round), content)
+
+    def kept(self, client: int, learning_round: int) -> bytes:
+        """What a client kept in a round."""
+        return _read(self._kept_file(client, learning_round), self.path)
+
+    def put_blocks(self, learning_round: int, blocks: Sequence[bytes]) -> None:
+        """Keep the blocks of a learning round."""
+        write_durably(self._chain / f"{learning_round:06}.blocks", msgpack.packb(list(blocks)))
+
+    def blocks(self, learning_rounds: int) -> Iterable[bytes]:
+        """All blocks up to the end of a learning round."""
+        for number in range(1, learning_rounds + 1):
+            path = self._chain / f"{number:06}.blocks"
+            try:
+                blocks = msgpack.unpackb(_read(path, self.path))
+            except (ValueError, msgpack.UnpackException) as error:
+                raise ExperimentError(f"{path} is damaged: remove {self.path} to begin this run anew") from error
+            yield from blocks
+
+    def save(self, state: RunState) -> None:
+        """Make a state the run's, and remove what no state needs any more."""
+        write_durably(self.path / "state.json", json.dumps(asdict(state)).encode())
+        needed = {state.newcomers, *state.received.values()}
+        for path in self._models.iterdir():
+            if path.stem not in needed:
+                path.unlink()
+        kept = {self._kept_file(client, number).name for client, number in state.kept.items()}
+        for path in self._kept.iterdir():
+            if path.name not in kept:
+                path.unlink()
+
+    def _model(self, identifier: str) -> Path:
+        return self._models / f"{identifier}.safetensors"
+
+    def _kept_file(self, client: int, learning_round: int) -> Path:
+        return self._kept / f"{client}-{learning_round}.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentFolder:
+    """An experiment on disk.
+
+    Attributes:
+        path: the folder.
+        experiment: what its file says.
+        source: the folder that paths in the file are relative to.
+    """
+
+    path: Path
+    experiment: Experiment
+    source: Path
+
+    @property
+    def plans(self) -> tuple[RunPlan, ...]:
+        """All runs."""
+        return plans(self.experiment)
+
+    def run(self, plan: RunPlan) -> RunFolder:
+        """The folder of a run."""
+        return RunFolder(self.path / "runs" / plan.name)
+
+    def metadata(self) -> dict[str, Any]:
+        """What `experiment.json` says."""
+        return _metadata(self.path)
+
+    def save_metadata(self, **facts: object) -> None:
+        """Add facts to `experiment.json`."""
+        content = json.dumps({**self.metadata(), **facts}, indent=2) + "\n"
+        write_durably(self.path / "experiment.json", content.encode())
+
+
+def make_folder(path: Path, file: Path, experiment: Experiment, content: bytes) -> ExperimentFolder:
+    """The folder for an experiment: a new one, or one that has the same file.
+
+    Raises:
+        ExperimentError: it has another experiment, or other things; or it can't be written.
+    """
+    try:
+        if (path / "experiment.toml").exists():
+            if (path / "experiment.toml").read_bytes() != content:
+                raise ExperimentError(
+                    f"{path} has an experiment with another file: choose another folder with -o, or go on with "
+                    f"that one: `bflnode experiment resume {path}`"
+                )
+            return open_folder(path)
+        if path.exists() and any(path.iterdir()):
+            raise ExperimentError(f"{path} is not empty and has no experiment: choose another folder with -o")
+        path.mkdir(parents=True, exist_ok=True)
+        source = file.absolute().parent
+        facts = {"format": FORMAT, "name": experiment.name, "source": str(source)}
+        write_durably(path / "experiment.json", (json.dumps(facts, indent=2) + "\n").encode())
+        write_durably(path / "experiment.toml", content)
+    except OSError as error:
+        raise ExperimentError(f"cannot make {path}: {error.strerror}: choose another folder with -o") from error
+    return ExperimentFolder(path, experiment, source)
+
+
+def open_folder(path: Path) -> ExperimentFolder:
+    """An experiment's folder.
+
+    Raises:
+        ExperimentError: it is none, or damaged.
+    """
+    file = path / "experiment.toml"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ExperimentError(
+            f"{path} has no experiment ({error.strerror}): make one with `bflnode experiment run FILE.toml -o {path}`"
+        ) from error
+    metadata = _metadata(path)
+    if metadata.get("format") != FORMAT:
+        raise ExperimentError(f"{path} was made by another version of bflnode: use that one, or run the file anew")
+    return ExperimentFolder(path, parse_experiment(content, file), Path(str(metadata.get("source", "."))))
+
+
+def describe(folder: ExperimentFolder) -> dict[str, Any]:
+    """How far an experiment is: runs with their rounds and heads."""
+    runs = []
+    for plan in folder.plans:
+        state = folder.run(plan).state()
+        done = 0 if state is None else state.round
+        runs.append(
+            {
+                "name": plan.name,
+                "method": plan.entry.title,
+                "alpha": plan.alpha,
+                "seed": plan.seed,
+                "round": done,
+                "rounds": folder.experiment.rounds,
+                "head": None if state is None else state.head,
+                "seconds": 0.0 if state is None else state.seconds,
+            }
+        )
+    finished = sum(run["round"] == run["rounds"] for run in runs)
+    is_running = running_pid(folder.path) is not None
+    state_name = "done" if finished == len(runs) else "running" if is_running else "stopped"
+    return {
+        "directory": str(folder.path),
+        "name": folder.experiment.name,
+        "state": state_name,
+        "finished": finished,
+        "runs": runs,
+    }
+
+
+def describe_all(directory: Path) -> list[dict[str, Any]]:
+    """How far the experiments in a folder are; one that is damaged has the state `damaged` and says why."""
+    answers = []
+    for path in sorted(found.parent for found in directory.glob("*/experiment.toml")):
+        try:
+            answers.append(describe(open_folder(path)))
+        except ExperimentError as error:
+            broken = {"directory": str(path), "name": path.name, "state": "damaged", "finished": 0, "runs": []}
+            answers.append({**broken, "error": str(error)})
+    return answers
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    file = path / "experiment.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ExperimentError(f"{file} is missing or damaged ({error}): run the experiment anew elsewhere") from error
+    if not isinstance(content, dict):
+        raise ExperimentError(f"{file} is damaged: run the experiment anew elsewhere")
+    return content
+
+
+def _csv(rows: Iterable[Row]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(["" if cell is None else cell for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def _read(path: Path, run: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ExperimentError(
+            f"{path} can't be read ({error.strerror}): remove {run} to begin this run anew"
+        ) from error

@@ -1,0 +1,1 @@
+"""Testnets: homes, processes and the report on a run."""

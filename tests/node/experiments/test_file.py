@@ -1,0 +1,91 @@
+"""Files of experiments: what is read, what is refused, and in which words."""
+
+from pathlib import Path
+
+import pytest
+
+from bflnode.node.experiments.file import Experiment, ExperimentError, parse_experiment, plans, read_experiment
+from bflnode.node.experiments.run import make_configured_method
+
+SMALLEST = 'name = "small"\n[[methods]]\nname = "fedavg"\n'
+
+
+def parsed(text: str) -> Experiment:
+    return parse_experiment(text.encode(), Path("file.toml"))
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(ExperimentError) as caught:
+        parsed(text)
+    return str(caught.value)
+
+
+def test_methods_alphas_and_seeds_are_crossed_and_runs_with_equal_data_follow_each_other() -> None:
+    experiment = parsed(
+        'name = "x"\nseeds = [1, 2]\nalphas = [0.1, 0]\n'
+        '[[methods]]\nname = "fedavg"\n[[methods]]\nname = "prior-rows"\nlabel = "ours"\nserver_step = 1.5\n'
+    )
+
+    assert [plan.name for plan in plans(experiment)] == [
+        *("fedavg-alpha0.1-seed1", "ours-alpha0.1-seed1", "fedavg-alpha0-seed1", "ours-alpha0-seed1"),
+        *("fedavg-alpha0.1-seed2", "ours-alpha0.1-seed2", "fedavg-alpha0-seed2", "ours-alpha0-seed2"),
+    ]
+    assert experiment.methods[1].settings == {"server_step": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f"round = 3\n{SMALLEST}", "file.toml: round: there is no such setting, correct or remove it"),
+        (f"{SMALLEST}[data]\nsort = 1\n", "data.sort: there is no such setting"),
+        (f"rounds = 0\n{SMALLEST}", "rounds: Input should be greater than or equal to 1"),
+        (f"alphas = [nan]\n{SMALLEST}", "alphas.0: Input should be a finite number"),
+        (f"clients = 5\nsample = 6\n{SMALLEST}", "sample is 6 of 5 clients: give at most as many, or 0 for all"),
+        (f'{SMALLEST}[[methods]]\nname = "fedavg"\n', "methods has fedavg twice: give each its own label"),
+        (f"seeds = [1, 1]\n{SMALLEST}", "seeds has 1 twice: name it once"),
+        ('name = "../up"\n[[methods]]\nname = "fedavg"\n', "name: give 1 to 60 letters, digits"),
+        ('name = "x"\nmethods = []\n', "methods: Tuple should have at least 1 item"),
+        ("name = ", "file.toml is not valid TOML"),
+    ],
+)
+def test_a_refusal_names_the_setting_and_what_to_do(text: str, words: str) -> None:
+    assert words in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ("clients = 300\n", "a learning round has at most 256 clients and not 300: set sample to 256 or less"),
+        ("clients = 5000\nsample = 20\n", "at most 4096 accounts and not 5000: use fewer clients"),
+    ],
+)
+def test_what_the_chain_cant_hold_is_refused_with_both_ways_out(settings: str, words: str) -> None:
+    text = f'name = "x"\n{settings}[[methods]]\nname = "paa"\n'
+
+    assert words in refusal(text)
+    assert 'or run it without a ledger: [chain] use = "never"' in refusal(text)
+    assert parsed(f'{text}[chain]\nuse = "never"\n').clients in (300, 5000)
+
+
+def test_a_robust_rule_that_the_chain_doesnt_have_is_refused_for_methods_of_the_chain() -> None:
+    text = '[[methods]]\nname = "paa"\n[robust]\nname = "median"\n'
+
+    assert "whose rule within a cluster is the mean and not median" in refusal(f'name = "x"\n{text}')
+    assert parsed(f'name = "x"\n{text.replace("paa", "fedavg")}').robust.name == "median"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"cannot read the experiment .*none.toml: No such file"):
+        read_experiment(tmp_path / "none.toml")
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "experiments").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_are_read_and_their_methods_take_their_settings(path: Path) -> None:
+    experiment, _ = read_experiment(path)
+
+    assert [make_configured_method(entry).name for entry in experiment.methods] == [
+        entry.name for entry in experiment.methods
+    ]

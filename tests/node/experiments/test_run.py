@@ -1,0 +1,321 @@
+"""Experiments from file to results: the same wherever they run, however they are stopped, and as in the network."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bflnode.consensus.task import SettledRound
+from bflnode.fl.architectures import architecture
+from bflnode.fl.methods.registry import make_method
+from bflnode.fl.population import Population, load_data, make_population
+from bflnode.fl.prototypes import serialize_samples
+from bflnode.fl.samples import save_shard
+from bflnode.node.experiments.file import ExperimentError, parse_experiment
+from bflnode.node.experiments.pool import SamePool
+from bflnode.node.experiments.round import Run, drawn_seed, model_id
+from bflnode.node.experiments.run import Progress, Workers, population_options, run_experiment
+from bflnode.node.experiments.store import ExperimentFolder, describe, make_folder, open_folder
+from bflnode.node.workers.worker_jobs import run_job
+from bflnode.node.workers.worker_protocol import AggregateJob, MatrixJob, MatrixResult, PublicProbe, TrainJob
+from bflnode.storage.home_lock import HomeLock
+
+FILE = """
+name = "tiny"
+rounds = 3
+clients = 4
+[data]
+samples = 200
+[training]
+epochs = 1
+device = "cpu"
+"""
+PAA = '[[methods]]\nname = "paa"\nclusters = 2\n'
+METHODS = f'{PAA}[[methods]]\nname = "fedper"\n'
+DIVERGING = '[[methods]]\nname = "fedprox"\nmu = 1e38\n'
+FEDAVG = '[[methods]]\nname = "fedavg"\n'
+
+Folder = Callable[..., ExperimentFolder]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    def make(text: str = FILE + METHODS, name: str = "results") -> ExperimentFolder:
+        file = tmp_path / "file.toml"
+        file.write_text(text)
+        return make_folder(tmp_path / name, file, parse_experiment(text.encode(), file), text.encode())
+
+    return make
+
+
+def run(folder: ExperimentFolder, workers: Workers = Workers()) -> list[str]:  # noqa: B008 - frozen
+    run_experiment(folder, workers, lambda _: None)
+    return heads(folder)
+
+
+def heads(folder: ExperimentFolder) -> list[str]:
+    return [entry["head"] for entry in describe(folder)["runs"]]
+
+
+def rows(folder: ExperimentFolder, name: str) -> list[dict[str, str]]:
+    """A table without what depends on the machine's mood."""
+    with (folder.path / name).open(newline="") as file:
+        found = list(csv.DictReader(file))
+    return [{key: value for key, value in row.items() if "seconds" not in key} for row in found]
+
+
+def test_processes_give_the_same_results_as_one(folder: Folder) -> None:
+    alone, together = folder(name="alone"), folder(name="together")
+
+    assert run(alone) == run(together, Workers(2))
+    for table in ("clients.csv", "rounds.csv", "payouts.csv"):
+        assert rows(alone, table) == rows(together, table)
+    assert len(rows(alone, "clients.csv")) == 2 * 3 * 4
+    assert len(rows(alone, "payouts.csv")) >= 3 * 4
+
+
+def test_a_ray_cluster_gives_the_same_results(folder: Folder) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` isn't installed")
+    text = (FILE + FEDAVG).replace("rounds = 3", "rounds = 1")
+
+    assert run(folder(text, "here")) == run(folder(text, "there"), Workers(2, "local"))
+
+
+def test_other_seeds_give_other_heads(folder: Folder) -> None:
+    found = run(folder(f"seeds = [1, 2]\n{FILE}{FEDAVG}".replace("rounds = 3", "rounds = 1")))
+
+    assert len(set(found)) == 2
+
+
+def test_an_interrupted_experiment_goes_on_to_the_same_end(folder: Folder) -> None:
+    whole, stopped = folder(name="whole"), folder(name="stopped")
+    run(whole)
+
+    def stop(progress: Progress) -> None:
+        if progress.round == 2:
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(open_folder(stopped.path), Workers(), stop)
+    (stopped.path / "runs" / "fedper-alpha0.5-seed1" / "clients.csv").open("a").write("of a round that didn't end\n")
+    assert [entry["round"] for entry in describe(stopped)["runs"]] == [3, 2]
+
+    assert run(open_folder(stopped.path)) == heads(whole)
+    for table in ("clients.csv", "rounds.csv", "payouts.csv"):
+        assert rows(stopped, table) == rows(whole, table)
+
+
+def test_a_killed_experiment_loses_at_most_a_round_and_leaves_no_process(folder: Folder, tmp_path: Path) -> None:
+    whole = folder(name="whole")
+    run(whole)
+    command = [sys.executable, "-m", "bflnode.node.cli", "experiment"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = tmp_path / "killed"
+    arguments = [*command, "run", str(tmp_path / "file.toml"), "-o", str(killed), "--jobs", "2"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        said = [process.stderr.readline() for _ in range(2)]
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert "round 2 of 3" in said[1], said
+    assert len(children) == 2
+    assert describe(open_folder(killed))["runs"][0]["round"] >= 2
+    deadline = time.monotonic() + 20
+    while any(_is_alive(pid) for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_is_alive(pid) for pid in children)
+
+    assert run(open_folder(killed)) == heads(whole)
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_folder_keeps_to_its_file(folder: Folder, tmp_path: Path) -> None:
+    folder()
+
+    with pytest.raises(ExperimentError, match="has an experiment with another file"):
+        folder(FILE + FEDAVG)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "letter.txt").write_text("dear reader")
+    with pytest.raises(ExperimentError, match="is not empty and has no experiment"):
+        folder(name="used")
+
+
+def test_a_damaged_checkpoint_is_refused_in_words(folder: Folder) -> None:
+    made = folder((FILE + FEDAVG).replace("rounds = 3", "rounds = 1"))
+    run(made)
+    (made.path / "runs" / "fedavg-alpha0.5-seed1" / "state.json").write_text('{"round": 1')
+
+    with pytest.raises(ExperimentError, match=r"state.json is damaged .* to begin this run anew"):
+        run(open_folder(made.path))
+
+
+def test_tensors_that_the_disk_changed_are_refused_in_words(folder: Folder) -> None:
+    made = folder(FILE + '[[methods]]\nname = "fedper"\n')
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(made, Workers(), _interrupt)
+    kept = made.path / "runs" / "fedper-alpha0.5-seed1" / "kept" / "2-1.safetensors"
+    kept.write_bytes(kept.read_bytes()[:-1])
+
+    for workers in (Workers(), Workers(2)):
+        with pytest.raises(ExperimentError, match=r"client 2 can't read what it received or kept for round 2"):
+            run(open_folder(made.path), workers)
+
+
+def _interrupt(_: Progress) -> None:
+    raise KeyboardInterrupt
+
+
+def test_two_processes_dont_run_one_experiment(folder: Folder) -> None:
+    made = folder()
+
+    with HomeLock(made.path), pytest.raises(ExperimentError, match=rf"is being run by process {os.getpid()}: wait"):
+        run(made)
+    assert describe(made)["state"] == "stopped"
+
+
+# What the network does
+
+
+def test_paa_gives_the_labels_outputs_and_models_that_the_networks_worker_gives(folder: Folder, tmp_path: Path) -> None:
+    made = folder((FILE + PAA).replace("rounds = 3", "rounds = 1"))
+    run(made)
+    experiment = made.experiment
+    population = make_population(load_data("digits", None), population_options(experiment, 0.5, 1))
+    chosen = architecture("mlp/1x8x8/10")
+    (tmp_path / "base").write_bytes(chosen.initial_weights(1))
+    probe = population.held.probe
+    (tmp_path / "probe set").write_bytes(serialize_samples(probe.inputs, probe.labels))
+
+    paths = []
+    for client in range(4):
+        save_shard(tmp_path / f"shard{client}", population.shard((client,)))
+        paths.append(str(tmp_path / f"model{client}"))
+        job = TrainJob(
+            chosen.id,
+            str(tmp_path / "base"),
+            str(tmp_path / f"shard{client}"),
+            paths[-1],
+            epochs=1,
+            batch_size=64,
+            learning_rate=0.001,
+            seed=drawn_seed("training", 1, 1, client),
+            device="cpu",
+        )
+        run_job(job, lambda *_: None, 1)
+    settled = _settled(made, population)
+    revealed = [client.revealed.model for client in settled.clients if client.revealed is not None]
+    assert revealed == [model_id(Path(path).read_bytes()) for path in paths]
+    found = run_job(
+        MatrixJob(chosen.id, tuple(paths), PublicProbe(str(tmp_path / "probe set"), settled.probe_seed, 32)),
+        lambda *_: None,
+        1,
+    )
+    assert settled.aggregation is not None
+    assert isinstance(found, MatrixResult)
+    assert settled.aggregation.triangle == found.triangle
+    labels = settled.aggregation.labels
+    assert set(labels) == {0, 1}
+    groups = tuple(tuple(index for index in range(4) if labels[index] == label) for label in sorted(set(labels)))
+    outputs = tuple(str(tmp_path / f"output{label}") for label in range(len(groups)))
+    run_job(AggregateJob(chosen.id, tuple(paths), (1,) * 4, groups, outputs), lambda *_: None, 1)
+    assert settled.aggregation.outputs == tuple(model_id(Path(path).read_bytes()) for path in outputs)
+
+
+def _settled(folder: ExperimentFolder, population: Population) -> SettledRound:
+    """The first learning round on the ledger that a run has left on disk."""
+    method = make_method("paa", {"clusters": 2})
+    run = Run(folder, folder.plans[0], method, population, SamePool(population))
+    assert run.chain is not None
+    settled = run.chain.settled(1)
+    assert settled is not None
+    return settled
+
+
+# What is measured
+
+
+def test_only_sampled_clients_take_part_and_others_start_from_what_newcomers_get(folder: Folder) -> None:
+    text = FILE.replace("clients = 4", "clients = 8\nsample = 3").replace("samples = 200", "samples = 400")
+    made = folder(text + PAA + FEDAVG)
+    run(made)
+
+    population = make_population(load_data("digits", None), population_options(made.experiment, 0.5, 1))
+    sampled = [set(population.sampled(number, 3)) for number in (1, 2, 3)]
+    assert len(set.union(*sampled)) > 3
+    for method in ("paa", "fedavg"):
+        found = [row for row in rows(made, "clients.csv") if row["method"] == method]
+        assert [{int(row["client"]) for row in found if row["round"] == str(n)} for n in (1, 2, 3)] == sampled
+
+
+def test_training_in_one_place_is_measured_on_every_client_and_sends_nothing(folder: Folder) -> None:
+    made = folder(FILE.replace("rounds = 3", "rounds = 2") + '[[methods]]\nname = "centralised"\n')
+    run(made)
+
+    found = rows(made, "clients.csv")
+    assert [row["client"] for row in found] == ["0", "1", "2", "3"] * 2
+    assert {(row["bytes_up"], row["bytes_down"]) for row in found} == {("0", "0")}
+    assert [row["received"] for row in found[4:]] == [row["post"] for row in found[:4]]
+
+
+def test_means_leave_hostile_clients_out_and_the_ledger_excludes_copies(folder: Folder) -> None:
+    attack = '[attack]\nname = "lazy"\nshare = 0.25\n'
+    made = folder(FILE.replace("rounds = 3", "rounds = 1") + PAA + attack)
+    run(made)
+
+    clients = rows(made, "clients.csv")
+    honest = [float(row["post"]) for row in clients if row["hostile"] == "0"]
+    assert [row["hostile"] for row in clients] == ["0", "0", "0", "1"]
+    assert float(rows(made, "rounds.csv")[0]["post"]) == pytest.approx(sum(honest) / 3, abs=1e-5)
+    assert [row["exclusion"] for row in rows(made, "payouts.csv")][:4] == ["none", "none", "none", "copy"]
+    assert clients[3]["cluster"] == ""
+
+
+def test_what_a_client_has_already_is_not_sent_again(folder: Folder) -> None:
+    made = folder(FILE + '[[methods]]\nname = "local"\n')
+    run(made)
+
+    size = str(architecture("mlp/1x8x8/10").size_bytes)
+    found = rows(made, "clients.csv")
+    assert [row["bytes_down"] for row in found] == [size] * 4 + ["0"] * 8
+    assert {row["bytes_up"] for row in found} == {"0"}
+
+
+def test_the_global_accuracy_is_measured_every_so_many_rounds_and_at_the_end(folder: Folder) -> None:
+    made = folder(f"evaluate_every = 2\n{FILE}{FEDAVG}")
+    run(made)
+
+    assert [row["global"] != "" for row in rows(made, "rounds.csv")] == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[[methods]]\nname = "fedsgd"\n', "fedsgd: there is no method 'fedsgd': use one of apfl,"),
+        ('[[methods]]\nname = "fedprox"\nmy = 1\n', "fedprox: method fedprox has no setting 'my': it has mu"),
+        (f"{DIVERGING}[training]\nlearning_rate = 1000.0\n", "fedprox-alpha0.5-seed1: training diverged"),
+        (f'architecture = "cnn/1x28x28/10"\n{FEDAVG}', "doesn't fit the data: digits has 1x8x8 and 10 classes"),
+        (f'{FEDAVG}[data]\nkind = "imaginary"\n', "tiny: there is no kind of data 'imaginary': use one of digits,"),
+        (f"clients = 900\n{FEDAVG}", "alpha 0.5, seed 1: 1168 training samples are too few for 900 clients"),
+        (f'{FEDAVG}[robust]\nname = "krum"\nhostile = 0.4\n', "Krum needs at least 2f + 3 models"),
+    ],
+)
+def test_what_cant_run_is_refused_with_its_name(folder: Folder, text: str, words: str) -> None:
+    made = folder(f'name = "tiny"\nrounds = 1\n{"" if "clients" in text else "clients = 4"}\n{text}')
+
+    with pytest.raises(ExperimentError) as caught:
+        run(made)
+    assert words in str(caught.value)

@@ -10,7 +10,7 @@ PYTHON ?= $(firstword $(foreach candidate,python3.11 python3.12 python3,\
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Two at a time: a test is mostly one process, and more of those that are several would starve one another.
-PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile
+PYTEST = $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # Several torch processes with several threads each starve one another; a test run is such a crowd.
 export OMP_NUM_THREADS ?= 1

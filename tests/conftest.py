@@ -10,6 +10,16 @@ import pytest
 SHORT_NAMES = ("node", "consensus", "fl", "storage")
 
 
+SLOW = ("partitions", "e2e", "reliability", "interop", "simulation", "fuzz")
+"""Folders whose files take longest: they come first, so that no process is left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put the slowest files first."""
+    ranks = {config.rootpath / "tests" / name: rank for rank, name in enumerate(SLOW)}
+    items.sort(key=lambda item: ranks.get(item.path.parent, len(SLOW)))
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Stop when a test imported `consensus` for `bflnode.consensus`: its classes would be second copies."""
     loaded = sorted(name for name in sys.modules if name.split(".", maxsplit=1)[0] in SHORT_NAMES)

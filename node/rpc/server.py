@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Event, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, LifespanState
@@ -115,7 +116,7 @@ class Connections:
         self._open.add(stream)
         plain: Any = stream  # hypercorn names the encrypted stream only
         try:
-            await TCPServer(self._application, self._config, self._context, ConnectionState(LifespanState({})), plain)
+            await _Connection(self._application, self._config, self._context, ConnectionState(LifespanState({})), plain)
         except Exception:  # the daemon's edge: bytes of a client met a bug of the library
             # No warning: a page in somebody's browser could fill the log with them.
             _http_logger.debug("a connection ended by a fault", exc_info=True)
@@ -126,6 +127,26 @@ class Connections:
         """Close all of them now: the library sends to the end, for as long as that takes."""
         for stream in self._open:
             stream.socket.close()
+
+
+class _Connection(TCPServer):
+    """A connection that ends when its client has gone and has its answers.
+
+    The library's waits for more requests then, until the time of an idle connection is over: sixty-four commands in a
+    row would occupy all places for half a minute.
+    """
+
+    _has_ended = False
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._has_ended = True
+        await self.idle_task.stop()
+
+    async def protocol_send(self, event: Event) -> None:
+        """Send what the protocol wants sent; after the end it doesn't become idle again."""
+        if not (self._has_ended and isinstance(event, Updated)):
+            await super().protocol_send(event)
 
 
 def _listen(host: str, port: int) -> socket.socket:

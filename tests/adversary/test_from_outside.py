@@ -14,7 +14,6 @@ import trio
 import trio.testing
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.stream.exceptions import StreamError
-from tests.node.test_rpc import two_accounts
 
 from bflnode.consensus import block as records
 from bflnode.consensus.agreement import Status, Step
@@ -44,6 +43,7 @@ from bflnode.node.rpc import server as rpc
 from tests.node.drivers import Site, genesis_of, sites
 from tests.node.networks import PUSH, echo_works, eventually, pair, raw_stream
 from tests.node.nodes import opened, running, small_network, until
+from tests.node.rpc.test_server import two_accounts
 from tests.node.strangers import stranger_of
 from tests.node.test_transaction_relay import transfer
 

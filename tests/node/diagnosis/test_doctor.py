@@ -180,14 +180,14 @@ async def test_a_node_of_a_future_version_is_refused_with_the_reason_on_both_sid
     homes = small_network(tmp_path).homes[:2]
     async with opened(homes[:1], **ALONE) as [node]:
         future = HELLO.replace("/2", "/3")
-        for module in ("node", "peers"):
+        for module in ("node", "p2p.peers"):
             monkeypatch.setattr(f"bflnode.node.{module}.HELLO", future)
         monkeypatch.setattr("bflnode.node.node.REQUESTS", (future, "/bflnode/about/1"))
         async with opened(homes[1:], **ALONE) as [other]:
             real = other.peers.about
             about = replace(real(), protocol=3, oldest_protocol=3)
             monkeypatch.setattr(other.peers, "about", lambda: about)
-            for module in ("node", "peers"):
+            for module in ("node", "p2p.peers"):
                 monkeypatch.setattr(f"bflnode.node.{module}.HELLO", future)
             await node.network.dial(other.network.addresses[0])
             await eventually(lambda: bool(node.peers.refusals() and other.peers.refusals()))

@@ -509,7 +509,7 @@ trio.run(main)
 
 
 def _start_child(port: int) -> "subprocess.Popen[str]":
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, str(port)], stdout=subprocess.PIPE, text=True, env=environment
     )

@@ -18,6 +18,7 @@ from bflnode.node.configuration import load_configuration
 from bflnode.node.home import Home, HomeError
 from bflnode.node.node import Node, open_node
 from bflnode.node.rpc import server as rpc
+from bflnode.node.rpc.client import RpcClient
 from bflnode.node.rpc.server import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, NOT_FOUND, PARSE_ERROR, REFUSED
 from tests.consensus.harness import Harness
 from tests.node.stored_homes import home_with
@@ -276,3 +277,20 @@ async def test_port_that_is_taken_is_refused_with_what_to_do(tmp_path: Path, val
         async with open_node(other, load_configuration(other)) as node:
             with pytest.raises(HomeError, match="--rpc-port"):
                 await rpc.serve(node)
+
+
+async def test_connections_that_clients_have_closed_take_no_places(tmp_path: Path) -> None:
+    """A hundred commands in a row, each with a connection of its own."""
+    home, _ = two_accounts(tmp_path / "home")
+    async with open_node(home, load_configuration(home)) as node, trio.open_nursery() as nursery:
+        url: str = await nursery.start(rpc.serve, node)
+
+        def ask(times: int) -> list[int]:
+            heights = []
+            for _ in range(times):
+                with RpcClient(url) as client:
+                    heights.append(client.call("head")["height"])
+            return heights
+
+        assert len(await trio.to_thread.run_sync(ask, 2 * rpc.MAX_CONNECTIONS)) == 2 * rpc.MAX_CONNECTIONS
+        nursery.cancel_scope.cancel()

@@ -12,7 +12,7 @@ from bflnode.node.experiments.file import parse_experiment
 from bflnode.node.experiments.run import Workers, run_experiment
 from bflnode.node.experiments.store import describe, make_folder
 
-PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
+PAGE = Path(__file__).parents[3] / "docs" / "extending.md"
 FILE = b"""
 name = "mine"
 rounds = 2

@@ -24,6 +24,8 @@ found later. When the library is upgraded, these three modules are to be reviewe
     [30] a window update is sent for each read, however small               -> `RepairedYamux._withhold`
     [31] one address may hold every slot and every handshake                -> `Gate`
     [32] a private network's nonce that comes in two pieces is an error     -> `_WholeNonce`
+    [34] a message's length in negotiation is the buffer that is asked of
+         the system: a stranger's first ten bytes raise MemoryError         -> `_BoundedReads`
 """
 
 import logging
@@ -71,6 +73,9 @@ LIBRARY_FAILURES = (BaseLibp2pError, trio.BrokenResourceError, trio.ClosedResour
 
 FRAME_WRITE_TIMEOUT_S = 10.0
 """A frame of at most 64 KiB that TCP doesn't take in this time goes to a frozen peer: the connection is closed."""
+
+MAX_READ_BYTES = 64 * 1024
+"""Asked of a socket at a time: a frame of Noise is no larger."""
 
 WINDOW_PATIENCE_S = 30.0
 """How long a stream may wait for its reader. The library's 5 s kill transfers to a node that is busy verifying."""
@@ -230,6 +235,20 @@ class RepairedYamux(Yamux):
         return "it takes no data" if self._abandoned.is_set() else "it doesn't answer pings"
 
 
+class _BoundedReads:
+    """A raw connection that asks the system for no more at a time than it ever needs [34]."""
+
+    def __init__(self, connection: IRawConnection) -> None:
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Read up to `n` bytes, which may be any number that a stranger named."""
+        return await self._connection.read(n if n is None else min(n, MAX_READ_BYTES))
+
+
 class _WholeNonce:
     """A raw connection whose first read is a whole nonce, however it comes [32]; the rest is the connection's."""
 
@@ -278,9 +297,10 @@ class Upgrader(TransportUpgrader):
 
     async def upgrade_security(self, raw_conn: IRawConnection, *arguments: Any, **options: Any) -> ISecureConn:
         """Negotiate Noise."""
+        bounded: Any = _BoundedReads(raw_conn)
         if self.network_key is not None:
-            raw_conn = PrivateConnection(raw_conn, self.network_key)
-        return await super().upgrade_security(raw_conn, *arguments, **options)
+            bounded = PrivateConnection(bounded, self.network_key)
+        return await super().upgrade_security(bounded, *arguments, **options)
 
     async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         """Negotiate yamux."""

@@ -35,13 +35,13 @@ from bflnode.node.p2p.messages import (
     blocks_topic,
     transactions_topic,
 )
-from bflnode.node.p2p.network import PeerId
+from bflnode.node.p2p.network import PeerId, TransportError
 from bflnode.node.p2p.notices import NOTICE
 from bflnode.node.p2p.rate_limits import Rate
 from bflnode.node.p2p.streams import framed
 from bflnode.node.rpc import server as rpc
 from tests.node.drivers import Site, genesis_of, sites
-from tests.node.networks import PUSH, echo_works, eventually, pair, raw_stream
+from tests.node.networks import PUSH, echo_works, eventually, networks, pair, raw_stream
 from tests.node.nodes import opened, running, small_network, until
 from tests.node.rpc.test_server import two_accounts
 from tests.node.strangers import stranger_of
@@ -293,3 +293,27 @@ def final_block(node: Node) -> FinalBlock:
     block = node.chain.build(node.key.account, round_=0, time_ms=now_ms(), candidates=(transfer(node),))
     vote = sign_vote(node.key, chain_id, VoteKind.PRECOMMIT, height, 0, block.id)
     return FinalBlock(block, Commit(height, 0, block.id, (CommitSignature(0, vote.signature),)))
+
+
+async def test_a_length_beyond_all_memory_in_a_handshake_is_an_error_of_that_connection() -> None:
+    """The library asked the system for as many bytes as the stranger named, in both directions."""
+    endless = b"\xff" * 8 + b"\x7f" + bytes(100)
+
+    async def answer(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.send_all(endless)
+            await stream.receive_some()
+
+    async with trio.open_nursery() as nursery, networks(2) as [(first, _), (second, _)]:
+        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, answer, [listener])
+        port = listener.socket.getsockname()[1]
+        with pytest.raises(TransportError):
+            await first.dial(f"/ip4/127.0.0.1/tcp/{port}/p2p/{second.peer_id}")
+        own = int(first.addresses[0].split("/")[4])
+        async with await trio.open_tcp_stream("127.0.0.1", own) as stream:
+            await stream.send_all(endless)
+            await stream.receive_some()
+        await second.dial(first.addresses[0])
+        assert second.peers() == (first.peer_id,)
+        nursery.cancel_scope.cancel()

@@ -99,11 +99,11 @@ async def test_a_newcomer_bonds_and_then_signs_blocks(tmp_path: Path, monkeypatc
         assert standing_at(late, own) is Standing.NONE
         await send(late, Bond(STAKE))
         assert standing_at(late, own) is Standing.ACTIVE
+        await until(nodes[0], lambda: current_validators(nodes[0].chain.tree).stake_of(own) == STAKE)
         index = current_validators(late.chain.tree).index_of(own)
         with trio.fail_after(30):
             while index not in {entry.index for entry in nodes[0].chain.tip_commit.signatures}:
                 await send(nodes[0], Transfer(own, 1))
-        assert current_validators(nodes[0].chain.tree).stake_of(own) == STAKE
 
 
 async def test_a_stopped_validator_is_jailed_comes_back_and_unjails(

@@ -217,7 +217,8 @@ class _Reporter:
         self._genesis = self._reference.genesis
         self._names = {node.account: node.name for node in nodes}
         self._state: StateTree = self._reference.load_state()
-        self._settled = tuple(record for _, record in SETTLED.scan(self._state))
+        # The reference may be some blocks ahead of the others.
+        self._settled = tuple(record for _, record in SETTLED.scan(self._state) if record.height <= height)
 
     def report(self) -> Report:
         header = self._reference.header(self._height)

@@ -130,8 +130,8 @@ class HeaderSource(Protocol):
     def commit(self, height: int) -> Commit:
         """The commit for the block at a height."""
 
-    def validator_set(self, set_hash: Hash) -> ValidatorSet:
-        """The validators that a header names by this hash."""
+    def validator_set(self, set_hash: Hash) -> ValidatorSet | None:
+        """The validators that a header names by this hash; None where a source that began later doesn't know them."""
 
 
 def verify_light_chain(chain: LightChain, trust: Trust, clock: Clock) -> VerifiedHeader:
@@ -202,7 +202,7 @@ def make_light_chain(source: HeaderSource, genesis: Genesis, start: int, target:
     One step is enough while less than two thirds of the stake has changed hands.
 
     Raises:
-        Rejection: LIMIT if more than `MAX_STEPS` are needed.
+        Rejection: LIMIT if more than `MAX_STEPS` are needed, PRUNED if the source doesn't know a set on the way.
     """
     assert 0 <= start <= target, f"no steps lead from block {start} to block {target}"
     trusted = TrustedBlock.of_header(source.header(start)) if start else TrustedBlock.of_genesis(genesis)
@@ -221,7 +221,7 @@ def make_light_chain(source: HeaderSource, genesis: Genesis, start: int, target:
         genesis=b"" if start else genesis.to_bytes(),
         anchor=source.header(start) if start else None,
         steps=tuple(steps),
-        validator_sets=tuple(Validators(source.validator_set(set_hash).validators) for set_hash in needed),
+        validator_sets=tuple(Validators(_known_set(source, set_hash).validators) for set_hash in needed),
     )
 
 
@@ -330,6 +330,13 @@ def _reaches(source: HeaderSource, trusted: TrustedBlock, signed: SignedHeader) 
     header = signed.header
     if header.height == trusted.height + 1:
         return True
-    validators = source.validator_set(trusted.next_validators_hash)
-    own = source.validator_set(header.validators_hash)
+    validators = _known_set(source, trusted.next_validators_hash)
+    own = _known_set(source, header.validators_hash)
     return validators.exceeds_third(_trusted_weight(validators, own, signed.commit))
+
+
+def _known_set(source: HeaderSource, set_hash: Hash) -> ValidatorSet:
+    found = source.validator_set(set_hash)
+    if found is None:
+        raise Rejection(Reason.PRUNED, validators=set_hash)
+    return found

@@ -73,9 +73,9 @@ def build_classifier(architecture: Architecture) -> Classifier:
     return classifier.to_empty(device="cpu")
 
 
-def get_tensors(classifier: Classifier) -> dict[str, Tensor]:
+def get_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Copies of all tensors of a module, by name."""
-    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in classifier.state_dict().items()}
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
 
 
 def set_tensors(classifier: Classifier, tensors: Mapping[str, Tensor]) -> None:

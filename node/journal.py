@@ -7,15 +7,13 @@ COMMIT and REVEAL finds its model here; people read the accuracies here. A damag
 import json
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import get_type_hints
 
 from bflnode.consensus.transaction import Slot
 from bflnode.storage.durable import write_durably
-from bflnode.storage.errors import from_os_error
+from bflnode.storage.errors import disk_errors
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +57,7 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        with _disk(directory, "making a folder"):
+        with disk_errors(directory, "making a folder"):
             directory.mkdir(parents=True, exist_ok=True)
 
     def entry(self, slot: Slot) -> RoundEntry:
@@ -75,13 +73,13 @@ class Journal:
         known = {name: None if _is_not_finite(fact) else fact for name, fact in facts.items()}
         entry = replace(self.entry(slot), **known)  # type: ignore[arg-type]  # facts are fields of RoundEntry
         path = self._path(entry.task, entry.number, entry.attempt)
-        with _disk(path, "writing what this node did in a round"):
+        with disk_errors(path, "writing what this node did in a round"):
             write_durably(path, json.dumps(asdict(entry), allow_nan=False).encode())
         return entry
 
     def entries(self) -> tuple[RoundEntry, ...]:
         """All entries, by task, round and attempt."""
-        with _disk(self.directory, "listing what this node did"):
+        with disk_errors(self.directory, "listing what this node did"):
             paths = sorted(self.directory.glob("*.json"))
         entries = (self._read(path) for path in paths)
         return tuple(
@@ -94,12 +92,12 @@ class Journal:
     def delete(self, entry: RoundEntry) -> None:
         """Remove an entry; one that isn't there is no fault."""
         path = self._path(entry.task, entry.number, entry.attempt)
-        with _disk(path, "removing what this node did in a round"):
+        with disk_errors(path, "removing what this node did in a round"):
             path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> RoundEntry | None:
         """The entry in a file; None where there is no file, or somebody damaged it."""
-        with _disk(path, "reading what this node did in a round"):
+        with disk_errors(path, "reading what this node did in a round"):
             try:
                 data = path.read_bytes()
             except FileNotFoundError:  # pruning may remove it at any time
@@ -139,11 +137,3 @@ def _refuse_constant(name: str) -> float:
 
 def _is_not_finite(fact: object) -> bool:
     return isinstance(fact, float) and not math.isfinite(fact)
-
-
-@contextmanager
-def _disk(path: Path, doing: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise from_os_error(path, doing, error) from error

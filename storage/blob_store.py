@@ -26,7 +26,7 @@ from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.types import BlobId
 
 from .durable import sync_folder
-from .errors import CorruptBlobError, MissingError, QuotaError, StorageError, from_os_error
+from .errors import CorruptBlobError, MissingError, QuotaError, StorageError, disk_errors
 from .failpoints import Operation, after, before
 
 PARTIAL, TEMPORARY, CORRUPT, PINNED = "partial", "temporary", "corrupt", "pinned"
@@ -76,14 +76,14 @@ class Pins:
 
     def all(self) -> frozenset[BlobId]:
         """All pinned ids."""
-        with _disk(self._folder, "reading the pins"):
+        with disk_errors(self._folder, "reading the pins"):
             names = [path.name for path in self._folder.iterdir()] if self._folder.is_dir() else []
         return frozenset(BlobId(bytes.fromhex(name)) for name in names if _is_blob_name(name, name[:2]))
 
     def add(self, blob: BlobId) -> bool:
         """Pin an id, whether its blob is here or not; says whether that is new."""
         is_new = blob not in self.all()
-        with _disk(self._folder, "pinning a blob"):
+        with disk_errors(self._folder, "pinning a blob"):
             self._folder.mkdir(parents=True, exist_ok=True)
             (self._folder / blob.hex()).touch()
             sync_folder(self._folder)
@@ -93,7 +93,7 @@ class Pins:
         """Unpin an id; says whether it was pinned."""
         if blob not in self.all():
             return False
-        with _disk(self._folder, "unpinning a blob"):
+        with disk_errors(self._folder, "unpinning a blob"):
             (self._folder / blob.hex()).unlink(missing_ok=True)
         return True
 
@@ -122,7 +122,7 @@ class BlobStore:
         self._storing = Lock()
         self._manifests: dict[BlobId, BlobManifest] = {}
         self._lock = Lock()
-        with _disk(root, "opening the blob store"):
+        with disk_errors(root, "opening the blob store"):
             for name in (PARTIAL, TEMPORARY, CORRUPT):
                 (root / name).mkdir(parents=True, exist_ok=True)
             for leftover in (root / TEMPORARY).iterdir():
@@ -152,7 +152,7 @@ class BlobStore:
         """
         blob = self._write(_pieces(path))
         if move:
-            with _disk(path, "removing a file that was moved into the blob store"):
+            with disk_errors(path, "removing a file that was moved into the blob store"):
                 path.unlink()
         return blob
 
@@ -242,7 +242,7 @@ class BlobStore:
         """
         manifest.verify_id(blob)
         partial = self.root / PARTIAL / blob.hex()
-        with self._storing, _disk(partial, "starting a download"):
+        with self._storing, disk_errors(partial, "starting a download"):
             self._require_room(blob, manifest.size - (partial.stat().st_size if partial.exists() else 0))
             descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
@@ -254,19 +254,19 @@ class BlobStore:
 
     def list(self) -> tuple[BlobId, ...]:
         """Ids of all blobs that are here, ascending."""
-        with _disk(self.root, "listing the blobs"):
+        with disk_errors(self.root, "listing the blobs"):
             names = [path.name for path in self._files()]
         return tuple(BlobId(bytes.fromhex(name)) for name in sorted(names))
 
     def total_size(self) -> int:
         """Bytes of all blobs that are here, without downloads and what was moved aside."""
-        with _disk(self.root, "measuring the blobs"):
+        with disk_errors(self.root, "measuring the blobs"):
             return sum(status.st_size for _, status in _statuses(self._files()))
 
     def stored(self) -> tuple[StoredBlob, ...]:
         """All blobs that are here with size and age, in no order."""
         found = []
-        with _disk(self.root, "listing the blobs"):
+        with disk_errors(self.root, "listing the blobs"):
             for path, status in _statuses(self._files()):
                 blob = BlobId(bytes.fromhex(path.name))
                 found.append(StoredBlob(blob, status.st_size, int(status.st_mtime * 1000)))
@@ -274,7 +274,7 @@ class BlobStore:
 
     def used_size(self) -> int:
         """Bytes that count for the quota: blobs and unfinished downloads, which take their room from the beginning."""
-        with _disk(self.root, "measuring the blobs"):
+        with disk_errors(self.root, "measuring the blobs"):
             downloads = sum(status.st_size for _, status in _statuses((self.root / PARTIAL).iterdir()))
         return self.total_size() + downloads
 
@@ -287,7 +287,7 @@ class BlobStore:
         path = self._file(blob)
         with self._lock:
             self._manifests.pop(blob, None)
-        with _disk(path, "deleting a blob"):
+        with disk_errors(path, "deleting a blob"):
             (self.root / PARTIAL / blob.hex()).unlink(missing_ok=True)
             was_here = path.is_file()
             path.unlink(missing_ok=True)
@@ -324,7 +324,7 @@ class BlobStore:
 
     def _write(self, pieces: Iterable[bytes]) -> BlobId:
         hasher = BlobHasher()
-        with _disk(self.root, "storing a blob"):
+        with disk_errors(self.root, "storing a blob"):
             descriptor, name = tempfile.mkstemp(dir=self.root / TEMPORARY)
             temporary = Path(name)
             try:
@@ -351,7 +351,7 @@ class BlobStore:
     def _check(self, blob: BlobId, pieces: Iterable[bytes]) -> BlobManifest:
         """Hash what was read of a blob; other bytes than its id says are moved aside."""
         try:
-            with _disk(self._file(blob), "reading a blob"):
+            with disk_errors(self._file(blob), "reading a blob"):
                 manifest = manifest_of(pieces)
         except Rejection as rejection:  # it has grown beyond any blob
             raise self._move_aside(blob) from rejection
@@ -364,7 +364,7 @@ class BlobStore:
         path, aside = self._file(blob), self.root / CORRUPT / blob.hex()
         with self._lock:
             self._manifests.pop(blob, None)
-        with _disk(path, "moving a corrupt blob aside"):
+        with disk_errors(path, "moving a corrupt blob aside"):
             path.replace(aside)
         return CorruptBlobError(
             path, f"its bytes changed on disk, so it was moved to {aside}", "It counts as missing; fetch it again"
@@ -380,7 +380,7 @@ class BlobStore:
     def _reading(self, blob: BlobId) -> Iterator[None]:
         path = self._file(blob)
         try:
-            with _disk(path, "reading a blob"):
+            with disk_errors(path, "reading a blob"):
                 yield
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
@@ -416,7 +416,7 @@ class Download:
             StorageError: the disk is full or at fault.
         """
         self.manifest.verify_chunk(index, data)
-        with _disk(self._partial, "writing a chunk"):
+        with disk_errors(self._partial, "writing a chunk"):
             descriptor = os.open(self._partial, os.O_WRONLY | os.O_CLOEXEC)
             try:
                 before(Operation.CHUNK_WRITE)
@@ -433,7 +433,7 @@ class Download:
             StorageError: the disk is full or at fault.
         """
         assert not self.missing(), f"chunks {self.missing()} of {self.blob.hex()} are missing"
-        with _disk(self._partial, "finishing a download"):
+        with disk_errors(self._partial, "finishing a download"):
             descriptor = os.open(self._partial, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 before(Operation.BLOB_FSYNC)
@@ -457,7 +457,7 @@ def _is_blob_name(name: str, folder: str) -> bool:
 
 def _pieces(path: Path) -> Iterator[bytes]:
     """The content of somebody's file; its errors name that file, not the store."""
-    with _disk(path, "reading a file for the blob store"), path.open("rb") as file:
+    with disk_errors(path, "reading a file for the blob store"), path.open("rb") as file:
         while piece := file.read(COPY_BYTES):
             yield piece
 
@@ -491,12 +491,3 @@ def _publish(temporary: Path, target: Path) -> None:
     temporary.replace(target)
     sync_folder(target.parent)
     after(Operation.BLOB_RENAME)
-
-
-@contextmanager
-def _disk(path: Path, doing: str) -> Iterator[None]:
-    """Translate the system's errors about `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise from_os_error(path, doing, error) from error

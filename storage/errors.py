@@ -4,6 +4,8 @@ Only errors live here. A peer's fault is `bflnode.consensus.rejection.Rejection`
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -55,6 +57,19 @@ _REMEDIES = {
     errno.ENOTDIR: "Check that the path is right: a file is where a folder should be",
     errno.EMFILE: "Too many open files: raise the limit (ulimit -n) and start again",
 }
+
+
+@contextmanager
+def disk_errors(path: Path, doing: str) -> Iterator[None]:
+    """Translate the system's errors about `path`; see `from_os_error`.
+
+    Raises:
+        StorageError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(path, doing, error) from error
 
 
 def from_os_error(path: Path, doing: str, error: OSError) -> StorageError:

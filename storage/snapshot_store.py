@@ -27,7 +27,7 @@ from bflnode.consensus.snapshot import (
 )
 
 from .blob_store import BlobStore
-from .errors import from_os_error
+from .errors import disk_errors
 
 RECORD_SUFFIX, BLOBS, TEMPORARY = ".snapshot", "blobs", "temporary"
 
@@ -47,7 +47,7 @@ class SnapshotStore:
             StorageError: the folder can't be made or read.
         """
         self.root = root
-        with _disk(root, "opening the snapshots"):
+        with disk_errors(root, "opening the snapshots"):
             (root / TEMPORARY).mkdir(parents=True, exist_ok=True)
             for leftover in (root / TEMPORARY).iterdir():
                 leftover.unlink(missing_ok=True)
@@ -68,7 +68,7 @@ class SnapshotStore:
             StorageError: the disk is full or at fault.
         """
         counted = _Counted(entries)
-        with _disk(self.root, "writing a snapshot"), self._temporary() as temporary:
+        with disk_errors(self.root, "writing a snapshot"), self._temporary() as temporary:
             with temporary.open("wb") as file:
                 file.writelines(write_entries(counted))
             with self._changing:
@@ -88,7 +88,7 @@ class SnapshotStore:
 
     def _put(self, snapshot: Snapshot) -> None:
         assert self.blobs.has(snapshot.state), "the file comes first"
-        with _disk(self.root, "writing a snapshot"), self._temporary() as temporary:
+        with disk_errors(self.root, "writing a snapshot"), self._temporary() as temporary:
             with temporary.open("wb") as file:
                 file.write(snapshot.to_bytes())
                 file.flush()
@@ -106,7 +106,7 @@ class SnapshotStore:
 
     def _found(self) -> dict[Path, Snapshot]:
         """Records that can be read and whose file is here."""
-        with _disk(self.root, "listing the snapshots"):
+        with disk_errors(self.root, "listing the snapshots"):
             read = {path: _read(path) for path in self.root.glob(f"*{RECORD_SUFFIX}")}
         return {path: found for path, found in read.items() if found is not None and self.blobs.has(found.state)}
 
@@ -126,7 +126,7 @@ class SnapshotStore:
             StorageError: the disk is at fault.
         """
         path = self.blobs.path(snapshot.state)
-        with _disk(path, "reading a snapshot"), path.open("rb") as file:
+        with disk_errors(path, "reading a snapshot"), path.open("rb") as file:
             while piece := file.read(PIECE_BYTES):
                 yield piece
 
@@ -159,7 +159,7 @@ class SnapshotStore:
 
     def _keep(self, heights: Collection[int]) -> None:
         """Remove all other records, then the files that none names: several heights may have one state and file."""
-        with self._changing, _disk(self.root, "deleting snapshots"):
+        with self._changing, disk_errors(self.root, "deleting snapshots"):
             found = self._found()
             for path in self.root.glob(f"*{RECORD_SUFFIX}"):
                 if path not in found or found[path].height not in heights:
@@ -210,12 +210,3 @@ def _read(path: Path) -> Snapshot | None:
         return Snapshot.from_bytes(path.read_bytes(), max_bytes=MAX_SNAPSHOT_BYTES)
     except (FileNotFoundError, Rejection):
         return None
-
-
-@contextmanager
-def _disk(path: Path, doing: str) -> Iterator[None]:
-    """Translate the system's errors about `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise from_os_error(path, doing, error) from error

@@ -10,7 +10,7 @@ from bflnode.fl.aggregation import moved
 from bflnode.fl.networks import Classifier, get_tensors
 from bflnode.fl.training import fit
 
-from .method import Gathered, Given, Local, Method, MethodError, Update, same_for_all, stripped
+from .method import Gathered, Given, Local, Method, MethodError, Update, prefixed, same_for_all, stripped
 
 PERSONAL = "personal."
 """Before the tensors of the personal decision layer."""
@@ -66,10 +66,7 @@ class FedRod(Method):
             return balanced + nn.functional.cross_entropy(personal, labels)
 
         losses = fit(model, local.shard.train, local.config, objective)
-        kept = {
-            f"{PERSONAL}{name}": tensor.detach().cpu().numpy().copy()
-            for name, tensor in model.personal.state_dict().items()
-        }
+        kept = prefixed(PERSONAL, get_tensors(model.personal))
         return Update(sent=get_tensors(model.generic), kept=kept, model=model, loss=losses[-1])
 
     def aggregate(self, gathered: Gathered) -> Given:

@@ -1,5 +1,6 @@
 """PAA and its controls: one model a cluster, where clusters come from prototypes, from labels, or from chance."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from .method import Gathered, Given, Method, MethodError, by_cluster
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Clustered(Method):
+class _Clustered(Method, ABC):
     """FedAvg within clusters.
 
     Attributes:
@@ -29,12 +30,13 @@ class _Clustered(Method):
         labels = self._labels(gathered)
         return by_cluster(labels, gathered.combined(labels))
 
+    @abstractmethod
     def _labels(self, gathered: Gathered) -> tuple[int, ...]:
-        matrix = self._similarity(gathered)
-        return tuple(gathered.cluster(matrix, min(self.clusters, len(gathered.sent))))
+        """The cluster of each client, numbered by first appearance."""
 
-    def _similarity(self, gathered: Gathered) -> CorrelationMatrix:
-        raise NotImplementedError
+    def _clustered(self, gathered: Gathered, matrix: CorrelationMatrix) -> tuple[int, ...]:
+        """Clusters as the chain finds them."""
+        return tuple(gathered.cluster(matrix, min(self.clusters, len(gathered.sent))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +49,10 @@ class Paa(_Clustered):
     name = "paa"
     source = "BFLN 2024, section 3.3, eq. 1 to 3"
 
-    def _similarity(self, gathered: Gathered) -> CorrelationMatrix:
+    def _labels(self, gathered: Gathered) -> tuple[int, ...]:
         models = [serialize(sent.tensors) for sent in gathered.sent]
-        return correlation_matrix(prototypes(gathered.architecture, models, gathered.probe.inputs))
+        values = prototypes(gathered.architecture, models, gathered.probe.inputs)
+        return self._clustered(gathered, correlation_matrix(values))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +62,9 @@ class LabelClusters(_Clustered):
     name = "label-clusters"
     source = "control of BFLN 2024"
 
-    def _similarity(self, gathered: Gathered) -> CorrelationMatrix:
+    def _labels(self, gathered: Gathered) -> tuple[int, ...]:
         shares = np.array([sent.histogram for sent in gathered.sent], dtype=np.float64)
-        return correlation_matrix(shares / shares.sum(axis=1, keepdims=True))
+        return self._clustered(gathered, correlation_matrix(shares / shares.sum(axis=1, keepdims=True)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from bflnode.fl.networks import Classifier, get_tensors
 from bflnode.fl.training import fit
 from bflnode.fl.weights import Tensor
 
-from .method import NOTHING, Gathered, Given, Local, Method, MethodError, Update, same_for_all
+from .method import NOTHING, Gathered, Given, Local, Method, MethodError, Update, named, same_for_all
 from .personal_layers import DECISION
 
 
@@ -86,7 +86,7 @@ class PriorRows(Method):
     def _rows(self, gathered: Gathered) -> dict[str, Tensor]:
         """The decision layer, row by row."""
         layer: dict[str, Tensor] = {
-            name: tensor.copy() for name, tensor in gathered.sent[0].received.items() if name.startswith(DECISION)
+            name: tensor.copy() for name, tensor in named(DECISION, gathered.sent[0].received).items()
         }
         for category in range(gathered.architecture.classes):
             holders = [sent for sent in gathered.sent if sent.histogram[category] > 0]

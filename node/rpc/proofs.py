@@ -9,7 +9,7 @@ proven under its own block.
 
 from dataclasses import dataclass
 
-from bflnode.consensus.block import Commit, Header
+from bflnode.consensus.block import Header
 from bflnode.consensus.light import make_light_chain
 from bflnode.consensus.merkle import inclusion_proof
 from bflnode.consensus.proof_file import (
@@ -20,39 +20,16 @@ from bflnode.consensus.proof_file import (
     describe_model,
     encode_proof,
 )
-from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.state import StateTree
 from bflnode.consensus.state_proof import prove
 from bflnode.consensus.tables import ACCOUNTS, SETTLED, TASKS, settled_key
 from bflnode.consensus.task import LearningRound
-from bflnode.consensus.types import Hash, TransactionId
+from bflnode.consensus.types import TransactionId
 from bflnode.storage.chain_store import ChainStore
 
 from .inspection import Inspector, Json
 from .refusals import InspectionError, ParameterError
-
-
-@dataclass(frozen=True, slots=True)
-class _StoredHeaders:
-    """A chain store as the light client asks it."""
-
-    store: ChainStore
-
-    def header(self, height: int) -> Header:
-        return self.store.header(height)
-
-    def commit(self, height: int) -> Commit:
-        return self.store.commit(height)
-
-    def validator_set(self, set_hash: Hash) -> ValidatorSet:
-        found = self.store.validator_set(set_hash)
-        if found is None:
-            raise InspectionError(
-                f"validators {set_hash.hex()[:16]} are not known here, since this node began with a later block: "
-                "ask another node, or give --from a later height"
-            )
-        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +94,15 @@ def finish(store: ChainStore, collected: Collected, start: int) -> Json:
             f"the proof is about block {header.height}: it can start from blocks 0 to {header.height}"
         )
     try:
-        chain = make_light_chain(_StoredHeaders(store), store.genesis, start, header.height)
+        chain = make_light_chain(store, store.genesis, start, header.height)
     except Rejection as rejection:
+        if rejection.reason is Reason.PRUNED:
+            unknown = rejection.values["validators"]
+            assert isinstance(unknown, bytes), "the hash of the set that is missing"
+            raise InspectionError(
+                f"validators {unknown.hex()[:16]} are not known here, since this node began with a later block: "
+                "ask another node, or give --from a later height"
+            ) from rejection
         raise InspectionError(f"validators changed too often ({rejection}): give --from a later height") from rejection
     return {
         "kind": collected.kind,

@@ -6,18 +6,14 @@ is, is said in `consensus.snapshot`, files are `storage.snapshot_store`'s, how a
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import trio
 
-from bflnode.consensus.block import Commit, Header
 from bflnode.consensus.light import make_light_chain
-from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.snapshot import Snapshot, read_state
 from bflnode.consensus.state import StateTree
-from bflnode.consensus.types import Hash
 from bflnode.node.configuration import Synchronisation
 from bflnode.node.p2p.messages import (
     MAX_LIGHT_CHAIN_BYTES,
@@ -175,7 +171,7 @@ def serve_light_chain(store: ChainStore, data: bytes) -> bytes:
         raise Rejection(Reason.WRONG_HEIGHT, start=request.start, target=request.target, tip=tip)
     if request.start < store.base:
         raise Rejection(Reason.PRUNED, start=request.start, first=store.base)
-    answer = make_light_chain(_Headers(store), store.genesis, request.start, request.target).to_bytes()
+    answer = make_light_chain(store, store.genesis, request.start, request.target).to_bytes()
     if len(answer) > MAX_LIGHT_CHAIN_BYTES:
         raise Rejection(Reason.TOO_LARGE, size_bytes=len(answer), limit=MAX_LIGHT_CHAIN_BYTES)
     return answer
@@ -195,25 +191,6 @@ def describe(store: SnapshotStore, snapshot: Snapshot) -> dict[str, Any]:
         "size_bytes": size_bytes,
         "state": snapshot.state.hex(),
     }
-
-
-@dataclass(frozen=True, slots=True)
-class _Headers:
-    """A chain store as the light client asks it, for a peer."""
-
-    store: ChainStore
-
-    def header(self, height: int) -> Header:
-        return self.store.header(height)
-
-    def commit(self, height: int) -> Commit:
-        return self.store.commit(height)
-
-    def validator_set(self, set_hash: Hash) -> ValidatorSet:
-        found = self.store.validator_set(set_hash)
-        if found is None:
-            raise Rejection(Reason.PRUNED, validators=set_hash)
-        return found
 
 
 def _interruptible(frozen: FrozenState) -> Iterator[tuple[bytes, bytes]]:

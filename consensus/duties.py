@@ -23,6 +23,8 @@ class OfferedModel:
         index: position of its client in the round's snapshot, and of its bit in AVAILABLE.
         account: its client, which serves it.
         samples: what its client registered.
+        classes: those that its client registered samples of, as `task.class_bitmap` has them.
+        base: what it was trained from.
         model: its id.
         size_bytes: its size.
     """
@@ -30,6 +32,8 @@ class OfferedModel:
     index: int
     account: AccountId
     samples: int
+    classes: bytes
+    base: BlobId
     model: BlobId
     size_bytes: int
 
@@ -185,7 +189,15 @@ def _deadline_ms(current: LearningRound) -> int:
 def _offered(current: LearningRound) -> tuple[OfferedModel, ...]:
     """The models that count so far: revealed ones in AVAILABLE, included ones from AGGREGATE on."""
     return tuple(
-        OfferedModel(index, client.account, client.samples, client.revealed.model, client.revealed.size)
+        OfferedModel(
+            index=index,
+            account=client.account,
+            samples=client.samples,
+            classes=client.classes,
+            base=client.base,
+            model=client.revealed.model,
+            size_bytes=client.revealed.size,
+        )
         for index, client in enumerate(current.clients)
         if client.is_candidate and client.revealed is not None
     )

@@ -14,7 +14,7 @@ from .encoding import encode
 from .hashing import tagged_hash
 from .record_json import RecordJsonError, format_record, parse_record
 from .records import Record
-from .task import Deadlines, ProbeMode, TaskSpecification, Weighting
+from .task import PERMILLE, Combination, Deadlines, ProbeMode, Rule, TaskSpecification, Weighting
 from .types import (
     MAX_ATTENDANCE_WINDOW,
     MAX_CLIENTS,
@@ -44,6 +44,10 @@ MAX_SUPPLY = 2**53
 
 MAX_GENESIS_TEXT = 8 * 1024 * 1024
 """Most characters of a genesis file: the largest genesis takes about a megabyte, indented."""
+
+
+DEFAULT_HOSTILE_PERMILLE = 200
+"""A fifth: of five clients one may be hostile."""
 
 
 class GenesisError(ValueError):
@@ -265,6 +269,11 @@ def default_task(
         probe_set=probe_set,
         validation_set=BlobId(bytes(32)),
         weighting=Weighting.UNIFORM,
+        rule=Rule.PAA,
+        combination=Combination.MEAN,
+        hostile_permille=DEFAULT_HOSTILE_PERMILLE,
+        clip_permille=PERMILLE,
+        step_permille=PERMILLE,
         tolerance=10,
         deadlines=default_deadlines(),
         epochs=5,
@@ -290,6 +299,12 @@ def _validate_task(path: str, task: GenesisTask) -> None:
         f"{path}.specification.probe_set",
         "is zero although probe_mode is public",
         "name the blob that the probe samples are drawn from",
+    )
+    _require(
+        specification.weighting is Weighting.UNIFORM or specification.combination is Combination.MEAN,
+        f"{path}.specification.weighting",
+        f"is samples although the combination is {specification.combination.name}, which counts clients equally",
+        "use uniform, or the MEAN",
     )
 
 

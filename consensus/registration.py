@@ -24,7 +24,7 @@ from .tables import (
     participant_key,
     settled_key,
 )
-from .task import Exclusion, LearningRound, LineMember, Participant, Phase, RoundClient, Task, TaskStatus
+from .task import Exclusion, LearningRound, LineMember, Participant, Phase, RoundClient, Task, TaskStatus, class_bitmap
 from .transaction import TaskLeave, TaskRegister
 from .types import AccountId, BlobId, Hash
 from .workspace import EventKind, Workspace
@@ -215,6 +215,7 @@ def _round_client(participant: Participant) -> RoundClient:
     return RoundClient(
         account=participant.account,
         samples=participant.samples,
+        classes=class_bitmap(participant.histogram),
         base=participant.base,
         committed=None,
         revealed=None,

@@ -176,6 +176,7 @@ def _archive(work: Workspace, current: LearningRound, payout: Payout | None, rew
                 account=client.account,
                 exclusion=client.exclusion,
                 samples=client.samples,
+                classes=client.classes,
                 base=client.base,
                 committed=client.committed,
                 revealed=client.revealed,

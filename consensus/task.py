@@ -49,6 +49,21 @@ MISSES_BEFORE_LEAVING = 3
 MAX_PHASE_MS = 30 * 86_400_000
 """Longest phase: a month is far beyond any training, and sums with it stay far from the largest integer."""
 
+PERMILLE = 1000
+"""A whole, in the unit of shares and factors."""
+
+MAX_HOSTILE_PERMILLE = 499
+"""No combination withstands a half."""
+
+MAX_CLIP_PERMILLE = 1_000_000
+"""A thousand median steps clip nothing any more."""
+
+MAX_STEP_PERMILLE = 10_000
+"""Ten times the way; learning collapses from about three times on."""
+
+MAX_CLASS_BITMAP_BYTES = (MAX_CLASSES + 7) // 8
+"""A bit for each class."""
+
 PhaseMilliseconds = Annotated[int, Between(1, MAX_PHASE_MS)]
 """Length of a phase: at least 1, so that the clock can't pass through all of them at once."""
 
@@ -67,6 +82,30 @@ class Weighting(IntEnum):
 
     UNIFORM = 0
     SAMPLES = 1
+
+
+class Rule(IntEnum):
+    """What becomes of the clients' models. PAA's clusters elect the queue and decide the pay under each of them."""
+
+    PAA = 0
+    """BFLN's: a model for each cluster, combined of its members'."""
+    PRIOR_ROWS = 1
+    """One model for all: each row of the decision layer combined of those who hold its class, the rest of everybody's.
+
+    Clients train with the logarithm of their own class shares added to the logits; it never leaves them.
+    """
+
+
+class Combination(IntEnum):
+    """How one model is made of several; the arithmetic is in `fl.robust`."""
+
+    MEAN = 0
+    """FedAvg's mean: the only one that takes weights."""
+    MEDIAN = 1
+    TRIMMED_MEAN = 2
+    KRUM = 3
+    MULTI_KRUM = 4
+    NORM_CLIPPING = 5
 
 
 class TaskStatus(IntEnum):
@@ -118,6 +157,11 @@ class TaskSpecification(Record):
     the requester insists on, so a network that is to survive dropouts sets it well below the clients it expects.
     `clients_start` is how many it expects: the first learning round waits for them until registration is extended.
     `clusters` is what clustering looks for; it finds fewer where there are fewer clients or models don't differ.
+
+    `rule` and `combination` say how outputs are made of models. `hostile_permille` is the share of models that trimming
+    and Krum count on being hostile, `clip_permille` the longest step under norm clipping, in thousandths of the median
+    one. `step_permille` is how far an output goes from what was received towards the combination; 1000 is all the way.
+    The paper's are PAA, MEAN and 1000.
     """
 
     name: Annotated[str, AtMost(64)]
@@ -137,6 +181,11 @@ class TaskSpecification(Record):
     probe_set: BlobId
     validation_set: BlobId
     weighting: Weighting
+    rule: Rule
+    combination: Combination
+    hostile_permille: Annotated[int, Between(0, MAX_HOSTILE_PERMILLE)]
+    clip_permille: Annotated[int, Between(1, MAX_CLIP_PERMILLE)]
+    step_permille: Annotated[int, Between(1, MAX_STEP_PERMILLE)]
     tolerance: Annotated[int, Between(0, 10_000)]
     deadlines: Deadlines
     epochs: Annotated[int, Between(1, 1000)]
@@ -228,12 +277,22 @@ class Committed(Record):
     transaction: TransactionId
 
 
+def class_bitmap(histogram: tuple[int, ...]) -> bytes:
+    """Which classes have samples: one bit each, least significant first, and zeros up to the next whole byte."""
+    bits = sum(1 << category for category, count in enumerate(histogram) if count)
+    return bits.to_bytes((len(histogram) + 7) // 8, "little")
+
+
 @dataclass(frozen=True, slots=True)
 class RoundClient(Record):
-    """One client of a learning round."""
+    """One client of a learning round; what it registered is as it was at OPEN.
+
+    `classes` is the `class_bitmap` of its label histogram: who registers anew changes nothing in a round that runs.
+    """
 
     account: AccountId
     samples: Unsigned
+    classes: Annotated[bytes, AtMost(MAX_CLASS_BITMAP_BYTES)]
     base: BlobId
     committed: Committed | None
     revealed: Revealed | None
@@ -335,6 +394,7 @@ class SettledClient(Record):
     account: AccountId
     exclusion: Exclusion
     samples: Unsigned
+    classes: Annotated[bytes, AtMost(MAX_CLASS_BITMAP_BYTES)]
     base: BlobId
     committed: Committed | None
     revealed: Revealed | None

@@ -25,6 +25,7 @@ from bflnode.consensus.block import (
 )
 from bflnode.consensus.duties import Duty, OfferedModel, duties
 from bflnode.consensus.genesis import (
+    DEFAULT_HOSTILE_PERMILLE,
     Genesis,
     GenesisAccount,
     GenesisError,
@@ -51,9 +52,12 @@ from bflnode.consensus.tables import (
 )
 from bflnode.consensus.task import (
     MAX_CLUSTERS,
+    PERMILLE,
+    Combination,
     LearningRound,
     Phase,
     ProbeMode,
+    Rule,
     SettledRound,
     TaskSpecification,
     Weighting,
@@ -109,6 +113,11 @@ class ChainOptions:
         epochs: of local training, as is the rest: advice that a task carries.
         batch_size: of local training.
         learning_rate_micro: of local training.
+        rule: what becomes of models, as is the rest: settings of the task.
+        combination: how one model is made of several.
+        hostile_permille: share of the models that it counts on being hostile.
+        clip_permille: longest step under norm clipping.
+        step_permille: how far an output goes from what was received.
     """
 
     name: str
@@ -128,6 +137,11 @@ class ChainOptions:
     epochs: int
     batch_size: int
     learning_rate_micro: int
+    rule: Rule = Rule.PAA
+    combination: Combination = Combination.MEAN
+    hostile_permille: int = DEFAULT_HOSTILE_PERMILLE
+    clip_permille: int = PERMILLE
+    step_permille: int = PERMILLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,6 +449,11 @@ def _specification(options: ChainOptions) -> TaskSpecification:
         probe_set=options.probe_set,
         validation_set=NO_BLOB,
         weighting=Weighting.UNIFORM,
+        rule=options.rule,
+        combination=options.combination,
+        hostile_permille=options.hostile_permille,
+        clip_permille=options.clip_permille,
+        step_permille=options.step_permille,
         tolerance=10,
         deadlines=default_deadlines(),
         epochs=options.epochs,

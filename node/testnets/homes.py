@@ -27,6 +27,7 @@ import tomli_w
 
 from bflnode.consensus.block import Validator
 from bflnode.consensus.genesis import (
+    DEFAULT_HOSTILE_PERMILLE,
     Genesis,
     GenesisAccount,
     GenesisTask,
@@ -37,7 +38,7 @@ from bflnode.consensus.genesis import (
     format_genesis,
 )
 from bflnode.consensus.hashing import tagged_hash
-from bflnode.consensus.task import Deadlines, ProbeMode, TaskSpecification, Weighting
+from bflnode.consensus.task import PERMILLE, Combination, Deadlines, ProbeMode, Rule, TaskSpecification, Weighting
 from bflnode.consensus.types import TOKEN, BlobId
 from bflnode.fl import architectures, datasets, partition, population, prototypes
 from bflnode.fl.samples import LabelledData, Shard
@@ -91,6 +92,8 @@ class TestnetOptions:
             the chain itself needs, so that a node that is gone doesn't stop the learning.
         seed: of everything that is drawn but keys.
         learning_rate_micro: learning rate in millionths.
+        rule: what becomes of models: a `task.Rule` in small letters with dashes, as are the other choices.
+        step_permille: how far an output goes from what was received towards the combination, as in a task.
         base_port: first of consecutive ports; 0 takes free ones.
     """
 
@@ -108,6 +111,11 @@ class TestnetOptions:
     learning_rate_micro: int = 1000
     probe_mode: str = "public"
     weighting: str = "uniform"
+    rule: str = "paa"
+    combination: str = "mean"
+    hostile_permille: int = DEFAULT_HOSTILE_PERMILLE
+    clip_permille: int = PERMILLE
+    step_permille: int = PERMILLE
     psi: int = 32
     seed: int = 1
     base_port: int = 0
@@ -348,16 +356,26 @@ def _specification(
         clusters=options.clusters,
         rho=2,
         psi=options.psi,
-        probe_mode=ProbeMode[options.probe_mode.upper()],
+        probe_mode=ProbeMode[enum_name(options.probe_mode)],
         probe_set=probe_set,
         validation_set=validation_set,
-        weighting=Weighting[options.weighting.upper()],
+        weighting=Weighting[enum_name(options.weighting)],
+        rule=Rule[enum_name(options.rule)],
+        combination=Combination[enum_name(options.combination)],
+        hostile_permille=options.hostile_permille,
+        clip_permille=options.clip_permille,
+        step_permille=options.step_permille,
         tolerance=10,
         deadlines=_local_deadlines(),
         epochs=options.epochs,
         batch_size=options.batch_size,
         learning_rate_micro=options.learning_rate_micro,
     )
+
+
+def enum_name(word: str) -> str:
+    """The name of a setting's value in the protocol: `prior-rows` is PRIOR_ROWS."""
+    return word.upper().replace("-", "_")
 
 
 def _local_deadlines() -> Deadlines:

@@ -17,7 +17,7 @@ from bflnode.consensus.duties import (
     Train,
     duties,
 )
-from bflnode.consensus.task import Phase, ProbeMode
+from bflnode.consensus.task import Phase, ProbeMode, class_bitmap
 from bflnode.consensus.transaction import Commit, Probe
 from bflnode.consensus.types import TOKEN
 from tests.consensus.harness import DEADLINES, MODEL_BYTES, OUTSIDER, SPECIFICATION, Harness
@@ -123,7 +123,16 @@ def test_client_without_commit_owes_no_reveal() -> None:
 
 def offered(harness: Harness, *actors: int) -> tuple[OfferedModel, ...]:
     return tuple(
-        OfferedModel(actor, harness.account(actor), 100, harness.model(actor), MODEL_BYTES) for actor in actors
+        OfferedModel(
+            index=actor,
+            account=harness.account(actor),
+            samples=100,
+            classes=class_bitmap((50, 50)),
+            base=SPECIFICATION.initial_model,
+            model=harness.model(actor),
+            size_bytes=MODEL_BYTES,
+        )
+        for actor in actors
     )
 
 

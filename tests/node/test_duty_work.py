@@ -45,7 +45,8 @@ class Bench:
 
     def offer(self, index: int, model: BlobId, samples: int = 1) -> OfferedModel:
         size = self.specification.model_bytes
-        return OfferedModel(index, AccountId(bytes([index]) * 32), samples, model, size)
+        base = self.specification.initial_model
+        return OfferedModel(index, AccountId(bytes([index]) * 32), samples, b"\xff\x03", base, model, size)
 
     def soon_ms(self, seconds: float = 60.0) -> int:
         return now_ms() + int(1000 * seconds)

@@ -18,10 +18,14 @@ Gossip stays best effort: whatever must arrive has to be pullable as well.
     [28] the last 1000 messages are kept to compare repeated numbers        -> `RepairedGossipSub._check_equivocation`
     [33] a task for each message, limits for each topic that a peer makes
          up, no bound on lists: a flood of gossip takes CPU and memory      -> `RepairedPubsub.continuously_read_stream`
+    [35] a message is sent as often as it is asked for, in the same request
+         too: 10 requests of 24 kB cost 90 MB                               -> `RepairedGossipSub.handle_iwant`,
+                                                                               `_BoundedQueue`
 """
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -31,9 +35,11 @@ from libp2p.exceptions import BaseLibp2pError
 from libp2p.io.exceptions import MessageTooLarge
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
+from libp2p.pubsub.mcache import MessageCache
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
-from libp2p.pubsub.rpc_queue import RpcQueue
+from libp2p.pubsub.rpc_queue import PriorityQueue, RpcQueue
+from libp2p.pubsub.utils import safe_bytes_from_hex
 from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
 
 from .libp2p_connections import LIBRARY_FAILURES, reset_stream, write_fully
@@ -51,20 +57,71 @@ MAX_RPC_ENTRIES = 512
 """Messages, subscriptions and ids of messages in one RPC: the library's own send at most some dozens."""
 
 MAX_QUEUED_RPCS = 512
-"""Gossip RPCs waiting for one peer (the library: 32); at most 32 MB, and only for a peer that doesn't read."""
+"""Gossip RPCs waiting for one peer (the library: 32)."""
+
+MAX_QUEUED_RPC_BYTES = 2 * 1024 * 1024
+"""And their bytes: some thirty of the largest messages. A peer that doesn't read has to pull what it misses."""
+
+MAX_RETRANSMISSIONS = 3
+"""Times that a message is sent to one peer because it asks for it, as long as the message is kept (five heartbeats);
+the number that GossipSub's specification proposes."""
+
+
+class _BoundedQueue(PriorityQueue):
+    """RPCs that wait for one peer, bounded in count and bytes [8, 35]."""
+
+    def __init__(self) -> None:
+        super().__init__(MAX_QUEUED_RPCS)
+        self.size_bytes = 0
+
+    def push(self, rpc: rpc_pb2.RPC, priority: bool = False) -> bool:
+        size_bytes = rpc.ByteSize()
+        if self.size_bytes + size_bytes > MAX_QUEUED_RPC_BYTES or not super().push(rpc, priority):
+            return False
+        self.size_bytes += size_bytes
+        return True
+
+    def pop(self) -> rpc_pb2.RPC | None:
+        rpc = super().pop()
+        if rpc is not None:
+            self.size_bytes -= rpc.ByteSize()
+        return rpc
 
 
 class _RoomyQueues(dict[ID, RpcQueue]):
-    """Enlarges the outbound queue of each peer as the library registers it, and caps its RPCs to one frame [8]."""
+    """Replaces the outbound queue of each peer as the library registers it, and caps its RPCs to one frame [8]."""
 
     def __setitem__(self, peer: ID, queue: RpcQueue) -> None:
-        queue._queue.max_size = MAX_QUEUED_RPCS
+        queue._queue = _BoundedQueue()
         queue.max_message_size = MAX_GOSSIP_RPC_BYTES
         super().__setitem__(peer, queue)
 
 
+class _CountingCache(MessageCache):
+    """The last messages, and how often each peer was sent one because it asked [35]."""
+
+    def __init__(self, window_size: int, history_size: int) -> None:
+        super().__init__(window_size, history_size)
+        self._sent: dict[bytes, Counter[ID]] = {}
+
+    def take_for(self, peer: ID, message_id: bytes) -> rpc_pb2.Message | None:
+        """A message that a peer asks for, unless it has been sent it too often already."""
+        message = self.msgs.get(message_id)
+        if message is None:
+            return None
+        sent = self._sent.setdefault(message_id, Counter())
+        if sent[peer] >= MAX_RETRANSMISSIONS:
+            return None
+        sent[peer] += 1
+        return message
+
+    def shift(self) -> None:
+        super().shift()
+        self._sent = {message_id: sent for message_id, sent in self._sent.items() if message_id in self.msgs}
+
+
 class RepairedGossipSub(GossipSub):
-    """GossipSub that tells when its mesh grows and keeps no second copy of messages to detect equivocation."""
+    """GossipSub that tells when its mesh grows, keeps no second copy of messages, and repeats itself within bounds."""
 
     def __init__(self) -> None:
         # Adaptive mode stretches the heartbeat to 30-60 s [12]; the spam limit drops our own publishes [9]; version
@@ -80,7 +137,17 @@ class RepairedGossipSub(GossipSub):
             spam_protection_enabled=False,
             eclipse_protection_enabled=False,
         )
+        self._messages = _CountingCache(self.mcache.window_size, self.mcache.history_size)
+        self.mcache = self._messages
         self.mesh_grew = trio.Event()
+
+    async def handle_iwant(self, iwant_msg: rpc_pb2.ControlIWant, sender_peer_id: ID) -> None:
+        """Send what a peer asks for, once for each request, and no more than there is room for [35]."""
+        for wire_id in dict.fromkeys(iwant_msg.messageIDs):
+            message_id = safe_bytes_from_hex(wire_id)
+            message = None if message_id is None else self._messages.take_for(sender_peer_id, message_id)
+            if message is not None:
+                self.send_rpc(sender_peer_id, rpc_pb2.RPC(publish=[message]))
 
     def _notify_mesh_peer_added(self, peer_id: ID, topic: str) -> None:
         super()._notify_mesh_peer_added(peer_id, topic)

@@ -158,6 +158,31 @@ class Machine:
                 assert_never(event)
         return self._finish()
 
+    def wants(self, message: ProposalMessage | Vote) -> bool:
+        """Whether a message of this height could change anything, if its signatures are right: it costs nothing to ask.
+
+        Raises:
+            Rejection: as `step` does.
+        """
+        if isinstance(message, Vote):
+            self._check_vote(message)
+            return self._is_news(message)
+        self._check_proposal(message)
+        return (
+            self.keeps(message)
+            or self._is_ahead(message.proposal.proposer, message.proposal.round)
+            or self._contradicted(message.proposal) is not None
+            or any(self._is_news(vote) for vote in message.certificate)
+        )
+
+    def keeps(self, message: ProposalMessage) -> bool:
+        """Whether a proposal would be kept: only then the verdict on its block counts."""
+        proposal = message.proposal
+        held = self._proposals.get(proposal.round, {})
+        if not self._is_kept(proposal.round) or proposal.block_id in held:
+            return False
+        return len(held) < MAX_PROPOSALS_KEPT or self._votes.has_third_for(proposal.round, proposal.block_id)
+
     @property
     def leader(self) -> AccountId:
         """Who leads the current round."""
@@ -224,12 +249,13 @@ class Machine:
         self._note_round(proposal.proposer, proposal.round)
         for vote in message.certificate:
             self._add_vote(vote)
-        if self._is_kept(proposal.round):
+        contradicted = self._contradicted(proposal)
+        if contradicted is not None:
+            self._accused_leaders.add(proposal.round)
+            self._effects.append(Evidence(contradicted, proposal))
+        if self.keeps(message):
             held = self._proposals.setdefault(proposal.round, {})
-            self._accuse_proposer(proposal, held)
-            is_wanted = self._votes.has_third_for(proposal.round, proposal.block_id)
-            if proposal.block_id not in held and (len(held) < MAX_PROPOSALS_KEPT or is_wanted):
-                held[proposal.block_id] = _Held(message, event.is_valid, event.is_timely)
+            held[proposal.block_id] = _Held(message, event.is_valid, event.is_timely)
         self._wake()
 
     def _check_proposal(self, message: ProposalMessage) -> None:
@@ -275,23 +301,29 @@ class Machine:
         if account not in self._validators:
             raise Rejection(Reason.UNKNOWN_VALIDATOR, validator=account, height=self.height)
 
-    def _accuse_proposer(self, proposal: Proposal, held: dict[BlockId, _Held]) -> None:
-        """Give out evidence, once a round, of a leader that proposed two different things."""
+    def _contradicted(self, proposal: Proposal) -> Proposal | None:
+        """What the same leader proposed differently, unless it was accused for that round already."""
         if proposal.round in self._accused_leaders:
-            return
-        for kept in held.values():
+            return None
+        for kept in self._proposals.get(proposal.round, {}).values():
             other = kept.message.proposal
             if (other.block_id, other.valid_round) != (proposal.block_id, proposal.valid_round):
-                self._accused_leaders.add(proposal.round)
-                self._effects.append(Evidence(other, proposal))
-                return
+                return other
+        return None
 
     def _receive_vote(self, vote: Vote) -> None:
+        self._check_vote(vote)
+        self._add_vote(vote)
+        self._wake()
+
+    def _check_vote(self, vote: Vote) -> None:
         if vote.height != self.height:
             raise Rejection(Reason.WRONG_HEIGHT, vote=vote.height, machine=self.height)
         self._check_validator(vote.validator)
-        self._add_vote(vote)
-        self._wake()
+
+    def _is_news(self, vote: Vote) -> bool:
+        is_counted = self._is_kept(vote.round) and self._votes.is_new(vote)
+        return is_counted or self._is_ahead(vote.validator, vote.round)
 
     def _add_vote(self, vote: Vote) -> None:
         self._note_round(vote.validator, vote.round)
@@ -303,6 +335,10 @@ class Machine:
 
     def _note_round(self, account: AccountId, round_: int) -> None:
         self._highest_rounds[account] = max(round_, self._highest_rounds.get(account, 0))
+
+    def _is_ahead(self, account: AccountId, round_: int) -> bool:
+        """Whether a validator is in a later round than was known: enough of them are followed there."""
+        return round_ > self._highest_rounds.get(account, 0)
 
     def _is_kept(self, round_: int) -> bool:
         return self.round - ROUNDS_BEHIND <= round_ <= self.round + ROUNDS_AHEAD

@@ -40,12 +40,17 @@ class VoteBook:
         self._validators = validators
         self._slots: dict[tuple[int, VoteKind], _Slot] = {}
 
+    def is_new(self, vote: Vote) -> bool:
+        """Whether adding a vote would change anything: it isn't known, and not the third in its slot."""
+        earlier = self._slot(vote.round, vote.kind).votes.get(vote.validator, ())
+        return len(earlier) < MAX_VOTES_IN_SLOT and all(vote.block_id != other.block_id for other in earlier)
+
     def add(self, vote: Vote) -> Added:
-        """Count a validator's vote; a known one, or a third in its slot, changes nothing."""
+        """Count a validator's vote, if it is new."""
+        if not self.is_new(vote):
+            return Added(is_new=False)
         slot = self._slots.setdefault((vote.round, vote.kind), _Slot())
         earlier = slot.votes.get(vote.validator, ())
-        if len(earlier) == MAX_VOTES_IN_SLOT or any(vote.block_id == other.block_id for other in earlier):
-            return Added(is_new=False)
         stake = self._validators.stake_of(vote.validator)
         slot.votes[vote.validator] = (*earlier, vote)
         slot.weights[vote.block_id] = slot.weights.get(vote.block_id, 0) + stake

@@ -36,7 +36,7 @@ from bflnode.consensus.agreement import (
     VoteReceived,
     WorkAvailable,
 )
-from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote
+from bflnode.consensus.block import Block, Commit, Proposal, ProposalMessage, Vote
 from bflnode.consensus.evidence import make_evidence
 from bflnode.consensus.leaders import current_leader
 from bflnode.consensus.ledger import verify_commit
@@ -133,6 +133,7 @@ class Outlets:
         push: send bytes under a protocol to one peer.
         peers: the greeted peers.
         punish: count a misdeed of a peer, with the reason.
+        is_banned: whether a peer has done so too often: what it sent before is not looked at any more.
         decided: called after each block with the block and its commit.
         accuse: called with the proof that a validator signed two different messages for one slot.
         now_ms: wall clock, milliseconds since the epoch.
@@ -141,6 +142,7 @@ class Outlets:
     push: Callable[[PeerId, str, bytes], bool]
     peers: Callable[[], tuple[PeerId, ...]]
     punish: Callable[[PeerId, str], None]
+    is_banned: Callable[[PeerId], bool]
     decided: Callable[[Block, Commit], None]
     accuse: Callable[[EvidenceBody], None]
     now_ms: Callable[[], int]
@@ -157,8 +159,8 @@ class AgreementDriver:
         self._outlets = outlets
         self._send, self._receive = trio.open_memory_channel[Item](MAX_INBOX)
         self._proposals_waiting = 0
-        self._early_proposals: deque[MessageReceived] = deque(maxlen=MAX_EARLY_PROPOSALS)
-        self._early_votes: deque[MessageReceived] = deque(maxlen=MAX_EARLY_VOTES)
+        self._early_proposals: dict[Vote | Proposal, MessageReceived] = {}
+        self._early_votes: dict[Vote | Proposal, MessageReceived] = {}
         self._answered_s: dict[PeerId, float] = {}
         self._inputs: deque[Input] = deque()
         self._decided_votes = DecidedVotes(previous_validators(chain.tree), chain.tip_commit)
@@ -244,7 +246,7 @@ class AgreementDriver:
         self._inputs.clear()
         self._answered_s.clear()
         self._machine = self._new_machine()
-        early = deque((*self._early_proposals, *self._early_votes))
+        early = deque((*self._early_proposals.values(), *self._early_votes.values()))
         self._early_proposals.clear()
         self._early_votes.clear()
         async with trio.open_nursery() as tasks:
@@ -268,6 +270,8 @@ class AgreementDriver:
         """Deal with one item of the inbox. A peer that sends what no correct node does is punished."""
         match item:
             case MessageReceived(message, sender):
+                if self._outlets.is_banned(sender):
+                    return
                 try:
                     self._take_message(item)
                     await self._run_machine()
@@ -291,9 +295,10 @@ class AgreementDriver:
             await self._execute(self._machine.step(self._inputs.popleft()))
 
     def _take_message(self, item: MessageReceived) -> None:
-        """Check whose message it is, and hand it to the machine now or at the next height; an old one is dropped.
+        """Check a message, and hand it to the machine now or at the next height; what changes nothing is dropped.
 
-        Signatures come last: one proposal may carry hundreds, and anybody can sign in names of his own.
+        What costs comes last, the signatures and then the block: one proposal may carry hundreds of signatures, anybody
+        can sign in names of his own, and repeat what others signed.
         """
         message, height = item.message, self._machine.height
         if isinstance(message, Vote) and self._decided_votes.concerns(message):
@@ -301,17 +306,31 @@ class AgreementDriver:
             return
         slot = message if isinstance(message, Vote) else message.proposal
         if slot.height == height:
-            self._check_signers(message)
-            self._check_signatures(message)
-            self._inputs.append(self._input_of(message))
-        elif slot.height == height + 1 and self._unknown_signer(message) is None:
-            self._check_signatures(message)
-            (self._early_votes if isinstance(message, Vote) else self._early_proposals).append(item)
+            if self._machine.wants(message):
+                self._check_signatures(message)
+                self._inputs.append(self._input_of(message))
+        elif slot.height == height + 1 and not self._has_unknown_signer(message):
+            self._wait_for_next_height(slot, item)
+
+    def _wait_for_next_height(self, slot: Vote | Proposal, item: MessageReceived) -> None:
+        """Keep a message that is early, the latest ones of each kind."""
+        is_vote = isinstance(slot, Vote)
+        waiting, limit = (
+            (self._early_votes, MAX_EARLY_VOTES) if is_vote else (self._early_proposals, MAX_EARLY_PROPOSALS)
+        )
+        if slot in waiting:
+            return
+        self._check_signatures(item.message)
+        if len(waiting) == limit:
+            del waiting[next(iter(waiting))]
+        waiting[slot] = item
 
     def _take_late(self, vote: Vote) -> None:
         """A precommit of the last block, which is final without it: it shows that its validator is there."""
         if vote.validator not in self._decided_votes.validators:
             raise Rejection(Reason.UNKNOWN_VALIDATOR, validator=vote.validator, height=vote.height)
+        if not self._decided_votes.is_new(vote):
+            return
         self._check_signatures(vote)
         self._compare(vote)
         self._chain.extend_commit(self._decided_votes.commit)
@@ -322,29 +341,14 @@ class AgreementDriver:
         if contradicted is not None:
             self._outlets.accuse(make_evidence(contradicted, vote))
 
-    def _check_signers(self, message: ProposalMessage | Vote) -> None:
-        """Check that those whose signatures a message of this height carries may have made them."""
-        if isinstance(message, ProposalMessage):
-            proposal = message.proposal
-            leader = current_leader(self._chain.tree, proposal.height, proposal.round)
-            if proposal.proposer != leader:
-                raise Rejection(Reason.WRONG_PROPOSER, round=proposal.round, got=proposal.proposer, expected=leader)
-        unknown = self._unknown_signer(message)
-        if unknown is not None:
-            raise Rejection(Reason.UNKNOWN_VALIDATOR, validator=unknown, height=self._machine.height)
-
-    def _unknown_signer(self, message: ProposalMessage | Vote) -> AccountId | None:
-        """The first signer of a message that is no validator, or is one for the second time."""
-        left = set(current_validators(self._chain.tree).accounts)
+    def _has_unknown_signer(self, message: ProposalMessage | Vote) -> bool:
+        """Whether one of those who signed a message is no validator, or is one for the second time."""
+        validators = current_validators(self._chain.tree)
         if isinstance(message, Vote):
-            return None if message.validator in left else message.validator
-        if message.proposal.proposer not in left:
-            return message.proposal.proposer
-        for vote in message.certificate:
-            if vote.validator not in left:
-                return vote.validator
-            left.remove(vote.validator)
-        return None
+            return message.validator not in validators
+        signers = [vote.validator for vote in message.certificate]
+        is_twice = len(set(signers)) != len(signers)
+        return is_twice or any(account not in validators for account in (message.proposal.proposer, *signers))
 
     def _check_signatures(self, message: ProposalMessage | Vote) -> None:
         chain_id = self._chain.genesis.chain_id
@@ -356,10 +360,11 @@ class AgreementDriver:
                 vote.verify_signature(chain_id)
 
     def _input_of(self, message: ProposalMessage | Vote) -> Input:
-        """A message of this height for the machine; its block is executed."""
+        """A message of this height for the machine; a block that it keeps is executed."""
         if isinstance(message, Vote):
             return VoteReceived(message)
-        return ProposalReceived(message, self._is_valid(message.block), self._is_timely(message.block))
+        is_valid = self._machine.keeps(message) and self._is_valid(message.block)
+        return ProposalReceived(message, is_valid, self._is_timely(message.block))
 
     def _is_valid(self, block: Block) -> bool:
         try:

@@ -62,6 +62,10 @@ class DecidedVotes:
             for entry in commit.signatures
         )
 
+    def is_new(self, vote: Vote) -> bool:
+        """Whether a vote that this concerns says something that isn't known."""
+        return self._book.is_new(vote)
+
     def add(self, vote: Vote) -> Vote | None:
         """Keep a verified precommit of a validator; give back the earlier one that it contradicts."""
         return self._book.add(vote).contradicted

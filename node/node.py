@@ -182,6 +182,7 @@ class Node:
             push=self.network.push,
             peers=self.peers.ids,
             punish=self.network.punish,
+            is_banned=self.network.is_banned,
             decided=self._decided,
             accuse=self._accuse,
             now_ms=now_ms,

@@ -363,6 +363,10 @@ class Network:
         """Count a misdeed that costs as much as a protocol violation; at four in a row the peer is banned."""
         self._charge(peer, reason, VIOLATION_COST)
 
+    def is_banned(self, peer: PeerId) -> bool:
+        """Whether a ban of this peer holds now; its connections may still be closing."""
+        return peer in self._bans
+
     def statistics(self) -> dict[str, Any]:
         """Counters since opening, for `status` and metrics: plain JSON types."""
         traffic = self._traffic

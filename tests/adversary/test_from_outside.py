@@ -3,6 +3,7 @@
 import json
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +21,18 @@ from bflnode.consensus.agreement import Status, Step
 from bflnode.consensus.block import Commit, CommitSignature, ProposalMessage, VoteKind, sign_proposal, sign_vote
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Rejection
+from bflnode.consensus.types import Signature
 from bflnode.node.agreement_driver import MessageReceived
 from bflnode.node.configuration import load_configuration
 from bflnode.node.node import Node, open_node
 from bflnode.node.node_clock import now_ms
 from bflnode.node.p2p.bans import FOR_EVER_MS, MAX_BANS, Bans
+from bflnode.node.p2p.inbound import VIOLATION_COST
 from bflnode.node.p2p.libp2p_repairs import MAX_STREAMS_PER_PROTOCOL
 from bflnode.node.p2p.messages import (
     CHUNKS,
     STATUS,
+    VOTES,
     Batch,
     ChunkRequest,
     FinalBlock,
@@ -38,6 +42,7 @@ from bflnode.node.p2p.messages import (
 from bflnode.node.p2p.network import PeerId, TransportError
 from bflnode.node.p2p.notices import NOTICE
 from bflnode.node.p2p.rate_limits import Rate
+from bflnode.node.p2p.scores import BAN_SCORE
 from bflnode.node.p2p.streams import framed
 from bflnode.node.rpc import server as rpc
 from tests.node.drivers import Site, genesis_of, sites
@@ -100,6 +105,36 @@ async def test_a_proposal_relayed_with_a_certificate_of_strangers_costs_no_check
         await eventually(lambda: site.driver._receive.statistics().current_buffer_used == 0)
         await trio.testing.wait_all_tasks_blocked()
         assert checked == []
+
+
+async def test_false_votes_in_a_validators_name_cost_some_checks_and_then_the_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thousand at once, and a hundred a second, each cost a check, also those that came before the ban."""
+    network, checked = small_network(tmp_path, validators=2), []
+    async with opened(network.homes[:1], **ALONE) as [node], stranger_of(node) as stranger:
+        monkeypatch.setattr(records, "verify", counting(checked, records.verify))
+        vote = sign_vote(node.key, node.chain.genesis.chain_id, VoteKind.PREVOTE, 1, 0, records.NIL)
+        for round_ in range(200):
+            stranger.push(
+                VOTES, replace(vote, round=1 + round_ % 3, signature=Signature(bytes([round_]) * 64)).to_bytes()
+            )
+        await eventually(lambda: node.network.statistics()["messages_in"].get(VOTES) == 200)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.agreement.run)
+            await eventually(lambda: stranger.network.peers() == ())
+            await eventually(lambda: node.agreement._receive.statistics().current_buffer_used == 0)
+            nursery.cancel_scope.cancel()
+        assert len(checked) == BAN_SCORE // VIOLATION_COST + 1
+        assert stranger.network.peer_id in node.network.statistics()["banned"]
+
+
+def counting(calls: list[bytes], function: Callable[..., None]) -> Callable[..., None]:
+    def counted(account: bytes, *arguments: Any) -> None:
+        calls.append(account)
+        function(account, *arguments)
+
+    return counted
 
 
 async def test_frames_that_wait_for_their_rate_wait_with_their_sender() -> None:

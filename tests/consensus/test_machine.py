@@ -6,6 +6,8 @@ Ours is validator 0. Validator r leads round r of height 1.
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bflnode.consensus.agreement import (
     MAX_STATUS_BYTES,
@@ -586,6 +588,41 @@ def test_old_rounds_are_forgotten() -> None:
     assert machine.status().rounds[0].round == 1
     vote(machine, PREVOTE, 0, NIL, (3,))
     assert machine.status().rounds[0].round == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["proposal", "again", "prevote", "precommit"]),
+            st.integers(0, 12),
+            st.integers(0, 3),
+            st.integers(1, 4),
+        ),
+        max_size=40,
+    )
+)
+def test_what_a_machine_does_not_want_would_change_nothing(moves: list[tuple[str, int, int, int]]) -> None:
+    machine = started(None)
+    for what, round_, number, time_ms in moves:
+        block = block_of(round_ if what == "proposal" else 0, time_ms)
+        message: ProposalMessage | Vote
+        match what:
+            case "proposal":
+                message = proposal_of(round_, block)
+            case "again":
+                message = proposal_of(round_ + 1, block, valid_round=0, certificate=certificate_of(0, block))
+            case _:
+                message = vote_of(number, PREVOTE if what == "prevote" else PRECOMMIT, round_, block.id)
+        before, is_wanted = machine.status(), machine.wants(message)
+        is_kept = isinstance(message, ProposalMessage) and machine.keeps(message)
+        event = VoteReceived(message) if isinstance(message, Vote) else ProposalReceived(message, is_valid=is_kept)
+        effects = machine.step(event)
+        assert is_wanted or (effects == () and machine.status() == before)
+        has_skipped = machine.round != before.round
+        assert has_skipped or not machine.wants(message), "once is enough, but after a skip it may be kept"
+        if machine.has_decided:
+            return
 
 
 # What no correct validator sends

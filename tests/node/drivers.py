@@ -71,6 +71,7 @@ class Site:
         self.id = PeerId(str(number))
         self.key = key_of(number)
         self.punished: list[str] = []
+        self.banned: set[PeerId] = set()
         self.decided: list[int] = []
         self.accused: list[Evidence] = []
         path = folder / f"chain{number}"
@@ -86,6 +87,7 @@ class Site:
             push=lambda peer, protocol, data: network.carry(self.id, peer, protocol, data),
             peers=lambda: tuple(site for site in network.sites if site != self.id),
             punish=lambda peer, reason: self.punished.append(f"{peer}: {reason}"),
+            is_banned=lambda peer: peer in self.banned,
             decided=self._decided,
             accuse=self.accused.append,
             now_ms=now_ms,

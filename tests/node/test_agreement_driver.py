@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from bflnode.consensus.agreement import Status, Step
+from bflnode.consensus import block as block_records
+from bflnode.consensus.agreement import ROUNDS_AHEAD, Status, Step
 from bflnode.consensus.block import (
     NIL,
+    Block,
     Commit,
     CommitSignature,
     ProposalMessage,
@@ -20,8 +22,10 @@ from bflnode.consensus.block import (
     sign_vote,
 )
 from bflnode.consensus.evidence import make_evidence
+from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.leaders import current_leader
 from bflnode.consensus.ledger import build_block
+from bflnode.consensus.machine import MAX_PROPOSALS_KEPT
 from bflnode.consensus.tables import current_attendance
 from bflnode.consensus.types import BlockId
 from bflnode.consensus.workspace import BlockContext
@@ -194,12 +198,13 @@ async def test_who_sends_what_no_correct_node_sends_is_punished(tmp_path: Path) 
         block = site.chain.build(member.account, round_=0, time_ms=0, candidates=())
         proposal = sign_proposal(member, chain_id, height=1, round_=0, valid_round=-1, block_id=block.id)
         own_round = next(round_ for round_ in range(1, 100) if leader_of(site, round_) == member.account)
+        own_block = site.chain.build(member.account, round_=own_round, time_ms=0, candidates=())
         for message in (
             replace(vote, round=1),
             replace(vote, height=2),
             sign_vote(outsider, chain_id, VoteKind.PREVOTE, 1, 0, NIL),
             ProposalMessage(proposal, block, ()),
-            ProposalMessage(replace(proposal, round=own_round), block, ()),
+            ProposalMessage(replace(proposal, round=own_round, block_id=own_block.id), own_block, ()),
         ):
             site.driver.deliver(MessageReceived(message, STRANGER))
         site.driver.deliver(MessageReceived(vote, PeerId("honest")))
@@ -207,6 +212,61 @@ async def test_who_sends_what_no_correct_node_sends_is_punished(tmp_path: Path) 
         reasons = [reason.split(": ")[2] for reason in site.punished]
         assert reasons == ["bad-signature", "bad-signature", "unknown-validator", "wrong-proposer", "bad-signature"]
         assert {reason.split(": ")[0] for reason in site.punished} == {STRANGER}
+
+
+async def test_what_a_banned_peer_sent_before_is_not_looked_at(tmp_path: Path) -> None:
+    genesis = genesis_of(4)
+    async with sites(tmp_path, genesis, 1) as (_, [site]):
+        vote = sign_vote(key_of(1), genesis.chain_id, VoteKind.PREVOTE, 1, 0, NIL)
+        site.banned.add(STRANGER)
+        site.driver.deliver(MessageReceived(replace(vote, round=1), STRANGER))
+        await settle_inbox(site)
+        assert site.punished == []
+        assert not site.driver.machine.is_awake
+
+
+async def test_only_proposals_that_are_kept_are_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A leader that signs without end, or whoever repeats it, had a block of a megabyte executed each time."""
+    genesis = genesis_of(4)
+    async with sites(tmp_path, genesis, 1) as (_, [site]):
+        leader = next(key_of(number) for number in range(4) if key_of(number).account == leader_of(site))
+        rounds = [round_ for round_ in range(40) if leader_of(site, round_) == leader.account]
+        far = next(round_ for round_ in rounds if round_ > ROUNDS_AHEAD)
+        own = [proposal_of(site, leader, 0, time_ms) for time_ms in range(1, MAX_PROPOSALS_KEPT + 3)]
+        executed: list[Block] = []
+        monkeypatch.setattr(site.chain, "validate", executed.append)
+        for message in (*own, *own, proposal_of(site, leader, far, 1)):
+            site.driver.deliver(MessageReceived(message, STRANGER))
+        await settle_inbox(site)
+        assert executed == [message.block for message in own[:MAX_PROPOSALS_KEPT]]
+        assert len(site.accused) == 1
+
+
+def proposal_of(site: Site, leader: SecretKey, round_: int, later_ms: int) -> ProposalMessage:
+    time_ms = site.chain.tip_time_ms + later_ms
+    block = site.chain.build(leader.account, round_=round_, time_ms=time_ms, candidates=())
+    chain_id = site.chain.genesis.chain_id
+    proposal = sign_proposal(leader, chain_id, height=1, round_=round_, valid_round=-1, block_id=block.id)
+    return ProposalMessage(proposal, block, ())
+
+
+async def test_messages_repeated_without_end_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    genesis = genesis_of(4)
+    async with sites(tmp_path, genesis, 1) as (_, [site]):
+        leader = next(key_of(number) for number in range(4) if key_of(number).account == leader_of(site))
+        here, proposal = (
+            sign_vote(key_of(1), genesis.chain_id, VoteKind.PREVOTE, 1, 0, NIL),
+            proposal_of(site, leader, 0, 1),
+        )
+        early = sign_vote(key_of(1), genesis.chain_id, VoteKind.PREVOTE, 2, 0, NIL)
+        checked: list[bytes] = []
+        monkeypatch.setattr(block_records, "verify", lambda account, *_: checked.append(account))
+        for _ in range(20):
+            for message in (here, proposal, early):
+                site.driver.deliver(MessageReceived(message, STRANGER))
+        await settle_inbox(site)
+        assert checked == [key_of(1).account, leader.account, key_of(1).account]
+        assert site.punished == []
 
 
 async def test_messages_of_the_next_height_wait_within_bounds_and_only_validators(tmp_path: Path) -> None:

@@ -333,7 +333,7 @@ MUTANTS = (
     Mutant("contradicting votes ignored", replaced(VoteBook, "add", _sees_no_contradiction), seeds=(0,)),
     Mutant(
         "contradicting proposals ignored",
-        replaced(Machine, "_accuse_proposer", does_nothing()),
+        replaced(Machine, "_contradicted", does_nothing()),
         scripts=("two proposals",),
     ),
     Mutant("evidence not verified", replaced(ledger, "verify_evidence", does_nothing()), seeds=(0,)),

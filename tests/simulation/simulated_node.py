@@ -274,16 +274,27 @@ class SimulatedNode:
             return
         if height not in (self.machine.height, self.machine.height + 1):
             return
+        if height == self.machine.height and not self._is_wanted(message):
+            return
         self._check_signatures(message)
         if height == self.machine.height:
             self._feed(self._as_input(message))
         else:
             self._early.append(message)
 
+    def _is_wanted(self, message: Vote | ProposalMessage) -> bool:
+        """What the machine refuses goes to it, rightly signed: `_step` sees whether an honest node sent it."""
+        try:
+            return self.machine.wants(message)
+        except Rejection:
+            return True
+
     def _take_late(self, vote: Vote) -> None:
         """As `AgreementDriver._take_late`: a precommit of the last block."""
         if vote.validator not in self._decided_votes.validators:
             raise Rejection(Reason.UNKNOWN_VALIDATOR, validator=vote.validator)
+        if not self._decided_votes.is_new(vote):
+            return
         self._check_signatures(vote)
         self._compare(vote)
         self.chain.extend_commit(self._decided_votes.commit)
@@ -308,7 +319,8 @@ class SimulatedNode:
         is_timely = abs(message.block.header.time_ms - self.local_ms) <= PARAMETERS.clock_tolerance_ms
         if is_timely:
             self.around.oracle.timely.add((self.number, message.block.id))
-        return ProposalReceived(message, self.chain.is_valid(message.block), is_timely)
+        is_valid = self.machine.keeps(message) and self.chain.is_valid(message.block)
+        return ProposalReceived(message, is_valid, is_timely)
 
     def _take_decided(self, decided: Decided) -> None:
         """As `AgreementDriver._take_final`: checked by its commit, whatever the own machine thinks."""

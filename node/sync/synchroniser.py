@@ -3,15 +3,17 @@
 Several peers are asked at once for batches of blocks, which are used in order (`block_batches`). Every block is checked
 like any other: by its commit, by executing it, by its state root. A peer that sends something else is punished; one
 that doesn't answer, or holds up the others, is left alone for a while; a peer whose chain starts later is asked for
-what it has. There is always somebody to take over while anybody is there.
+what it has. There is always somebody to take over while anybody is there. Whose word counts is `claims`' business.
 """
 
 import logging
+import math
 import re
 
 import trio
 
 from bflnode.consensus.rejection import Reason, Rejection
+from bflnode.consensus.tables import current_validators
 from bflnode.node.agreement_driver import AgreementDriver
 from bflnode.node.chain import Chain
 from bflnode.node.p2p.messages import (
@@ -27,6 +29,7 @@ from bflnode.node.p2p.peers import Peer, Peers
 from bflnode.storage.chain_store import ChainStore
 
 from .block_batches import LATE_S, Batches, NextBlock
+from .claims import Claims
 
 _log = logging.getLogger(__name__)
 
@@ -44,15 +47,12 @@ MAX_SOURCES = 4
 REQUESTS_IN_FLIGHT = 2
 """Batches asked for at once from one peer: one travels while the other is read from its disk."""
 
-FAILED_PAUSE_S = 30.0
-"""A peer that failed is left alone this long, unless there is no other."""
-
 FIRST_BLOCK = re.compile(rf"{Reason.PRUNED}: .*\bfirst=(\d{{1,16}})$")
 """How a peer says that its chain starts later, and where."""
 
 
 class Synchroniser:
-    """Follows the highest height that a peer claims.
+    """Follows the highest height that a peer claims, as long as claims are backed by blocks.
 
     Attributes:
         problem: why it can't catch up, in words for the operator; None while it can.
@@ -66,7 +66,7 @@ class Synchroniser:
         self._agreement = agreement
         self._noticed = trio.Event()
         self._is_behind = False
-        self._failed_until_s: dict[PeerId, float] = {}
+        self._claims = Claims(trio.current_time)
         self._first_blocks: dict[PeerId, int] = {}
         self._active: dict[PeerId, trio.CancelScope] = {}
         self._changed = trio.Event()
@@ -74,27 +74,30 @@ class Synchroniser:
     @property
     def is_syncing(self) -> bool:
         """Whether this node knows of blocks that it doesn't have, and has not had for a moment."""
-        return self._is_behind
+        return self._is_behind and self.knows_of_more
 
     @property
     def knows_of_more(self) -> bool:
-        """Whether a peer has said that there are blocks after this node's last."""
-        return self._best() > self._chain.height
+        """Whether a peer whose word counts has said that there are blocks after this node's last."""
+        return any(peer.height > self._chain.height for peer in self._claims.believed(self._peers.all()))
 
     def notice(self, peer: PeerId, height: int) -> None:
         """A peer has final blocks up to a height."""
         self._peers.note_height(peer, height)
-        if height > self._chain.height:
+        if height > self._chain.height and self._claims.may_be_asked(peer):
             self._noticed.set()
 
     async def run(self) -> None:
         """Catch up whenever a peer is ahead, until cancelled."""
         while True:
             self._noticed = trio.Event()
-            best = self._best()
-            if best <= self._chain.height:
+            self._claims.reach(self._chain.height)
+            ahead = [peer for peer in self._peers.all() if peer.height > self._chain.height]
+            best = max((peer.height for peer in ahead if self._claims.may_be_asked(peer.id)), default=0)
+            if best == 0:
                 self._is_behind, self.problem = False, None
-                await self._noticed.wait()
+                with trio.move_on_at(min((self._claims.paused_until_s(peer.id) for peer in ahead), default=math.inf)):
+                    await self._noticed.wait()
                 continue
             if best == self._chain.height + 1:
                 with trio.move_on_after(PATIENCE_S):
@@ -104,17 +107,19 @@ class Synchroniser:
             before = self._chain.height
             await self._catch_up()
             if self._chain.height == before:
-                _log.info("no peer had block %d, although one said so", before + 1)
+                _log.debug("no peer had block %d, although one said so", before + 1)
                 self._say_what_is_missing(before + 1)
                 await trio.sleep(PATIENCE_S)
 
-    def _best(self) -> int:
-        return max((peer.height for peer in self._peers.all()), default=0)
-
     def _say_what_is_missing(self, height: int) -> None:
-        """Where the peers' chains all start later, nothing will come of waiting."""
+        """Where the peers' chains all start later, nothing will come of waiting; others may know of no such chain."""
         starts = {peer: first for peer, first in self._first_blocks.items() if self._peers.get(peer) is not None}
         if not starts or any(first <= height for first in starts.values()):
+            return
+        if self._is_outweighed():
+            for peer in starts:
+                del self._first_blocks[peer]
+                self._fail(peer)
             return
         problem = (
             f"no peer has block {height}: the peers' chains start at {min(starts.values())}. "
@@ -123,6 +128,14 @@ class Synchroniser:
         if problem != self.problem:
             _log.warning("%s", problem)
         self.problem = problem
+
+    def _is_outweighed(self) -> bool:
+        """Whether those that are ahead have less stake, or are fewer, than those that are no further than this node."""
+        stakes = {validator.account: validator.stake for validator in current_validators(self._chain.tree).validators}
+        believed = self._claims.believed(self._peers.all())
+        ahead = [stakes.get(peer.account, 0) for peer in believed if peer.height > self._chain.height]
+        others = [stakes.get(peer.account, 0) for peer in believed if peer.height <= self._chain.height]
+        return (sum(others), len(others)) >= (sum(ahead), len(ahead))
 
     async def _catch_up(self) -> None:
         """Fetch and use blocks until no peer has more."""
@@ -144,7 +157,7 @@ class Synchroniser:
         """Have as many peers asked as is worth it; one that failed only while nothing else can be done."""
         for peer in self._candidates(batches):
             is_needed = is_waiting and not self._active
-            if len(self._active) >= MAX_SOURCES or (self._has_failed(peer.id) and not is_needed):
+            if len(self._active) >= MAX_SOURCES or (self._claims.has_failed(peer.id) and not is_needed):
                 return
             scope = self._active[peer.id] = trio.CancelScope()
             nursery.start_soon(self._ask, peer.id, batches, scope)
@@ -157,20 +170,21 @@ class Synchroniser:
             for peer in self._peers.all()
             if peer.height >= wanted
             and peer.id not in self._active
+            and self._claims.may_be_asked(peer.id)
             and self._first_blocks.get(peer.id, 0) <= wanted
             and batches.has_more(peer.height)
         ]
-        return sorted(found, key=lambda peer: (self._has_failed(peer.id), -peer.height))
-
-    def _has_failed(self, peer: PeerId) -> bool:
-        return self._failed_until_s.get(peer, 0.0) > trio.current_time()
+        return sorted(found, key=lambda peer: (self._claims.has_failed(peer.id), -peer.height))
 
     def _fail(self, peer: PeerId) -> None:
-        """A peer was of no use: its height was only a claim, its next word counts again."""
-        now_s = trio.current_time()
-        self._failed_until_s = {
-            known: until_s for known, until_s in self._failed_until_s.items() if until_s > now_s
-        } | {peer: now_s + FAILED_PAUSE_S}
+        """A peer was of no use: its height was only a claim. Its next word counts again, a few times."""
+        known = self._peers.get(peer)
+        height = known.height if known is not None else 0
+        doubts = self._claims.fail(peer, height)
+        if doubts:
+            level = logging.INFO if doubts == 1 else logging.DEBUG
+            _log.log(level, "%s says that it has block %d and gives none: its word doesn't count", peer, height)
+            self._network.punish(peer, f"it claims height {height}, and gives no blocks")
         self._peers.disbelieve(peer, self._chain.height)
         if peer in self._active:
             self._active[peer].cancel()
@@ -200,14 +214,14 @@ class Synchroniser:
                 self._note_refusal(peer, refusal)
                 return
             except TransportError as error:
-                _log.info("no blocks from %s: %s", peer, error)
+                _log.debug("no blocks from %s: %s", peer, error)
                 self._fail(peer)
                 return
             except Rejection as rejection:
                 self._blame(peer, rejection, batches)
                 return
             for other in late:
-                _log.info("%s holds up the others: it is left alone", other)
+                _log.debug("%s holds up the others: it is left alone", other)
                 self._fail(other)
             self._tell()
 
@@ -228,7 +242,7 @@ class Synchroniser:
         """A peer may say where its chain starts: until this node is there, others are asked."""
         found = FIRST_BLOCK.search(refusal.reason)
         if found is None:
-            _log.info("no blocks: %s", refusal)
+            _log.debug("no blocks: %s", refusal)
             self._fail(peer)
             return
         known = self._peers.ids()
@@ -256,6 +270,7 @@ class Synchroniser:
             self._blame(block.peer, rejection, batches)
             batches.want(block.height)
         else:
+            self._claims.give(block.peer)
             if block.is_last:
                 self._tell()
 

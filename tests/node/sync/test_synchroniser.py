@@ -1,5 +1,6 @@
 """Catching up: from whoever has the blocks, whatever else is claimed."""
 
+import logging
 import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -26,7 +27,7 @@ from bflnode.node.p2p.messages import (
 from bflnode.node.p2p.network import MAX_ANSWER_BYTES, PeerId
 from bflnode.node.rpc.methods import RpcMethods
 from bflnode.node.stored_chain import open_store
-from bflnode.node.sync import block_batches
+from bflnode.node.sync import block_batches, claims
 from bflnode.node.sync import synchroniser as limits
 from bflnode.node.sync.synchroniser import serve_blocks
 from bflnode.storage.chain_store import ChainStore
@@ -177,6 +178,90 @@ async def test_a_peer_that_claims_and_does_not_answer_costs_one_time_out(
         nursery.start_soon(claim_for_ever, silent)
         await until_there(node)
         assert silent.asked.count(BLOCKS) <= limits.REQUESTS_IN_FLIGHT
+        nursery.cancel_scope.cancel()
+
+
+def refuse(_: BlocksRequest) -> FinalBlocks:
+    raise Rejection(Reason.LIMIT, fault="not now")
+
+
+def keep_silent(_: BlocksRequest) -> None:
+    return None
+
+
+def start_later(_: BlocksRequest) -> FinalBlocks:
+    raise Rejection(Reason.PRUNED, start=1, first=900)
+
+
+@pytest.mark.parametrize("answer", [refuse, keep_silent, start_later])
+async def test_a_claim_that_is_not_backed_by_blocks_loses_its_weight(
+    network: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answer: Answer
+) -> None:
+    """One stranger kept a node unready for as long as it was connected, with three lines of log a second."""
+    caplog.set_level(logging.INFO, "bflnode.node.sync.synchroniser")
+    monkeypatch.setattr(limits, "REQUEST_TIMEOUT_S", 0.2)
+    twin = Home(Path(shutil.copytree(network.newcomer.root, network.newcomer.root.parent / "twin")))
+    shutil.copytree(network.helpers[0].root / "config", twin.root / "config", dirs_exist_ok=True)
+    async with (
+        opened([network.newcomer, twin]) as [node, honest],
+        telling(node, answer, monkeypatch, height=1000) as liar,
+        trio.open_nursery() as nursery,
+    ):
+        await honest.network.dial(node.network.addresses[0])
+        await eventually(lambda: node.peers.get(honest.network.peer_id) is not None)
+        nursery.start_soon(node.synchroniser.run)
+        nursery.start_soon(claim_for_ever, liar)
+        await eventually(lambda: not node.synchroniser._claims.may_be_asked(liar.network.peer_id))
+        asked = liar.asked.count(BLOCKS)
+        assert asked <= limits.REQUESTS_IN_FLIGHT * claims.MAX_FAILURES
+        for _ in range(20):
+            assert RpcMethods(node, "").unready_reasons() == []
+            assert not node.synchroniser.knows_of_more
+            await trio.sleep(0.02)
+        assert liar.asked.count(BLOCKS) == asked
+        assert score_of(node, liar) > 0
+        assert [liar.network.peer_id in text for text in caplog.messages] == [True]
+        nursery.cancel_scope.cancel()
+
+
+async def test_whose_word_lost_its_weight_is_asked_again_later_and_counts_once_it_gives_blocks(
+    network: Network, store: ChainStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "PAUSE_S", 0.2)
+    lies = 4
+
+    def come_round(request: BlocksRequest) -> FinalBlocks:
+        nonlocal lies
+        lies -= 1
+        return refuse(request) if lies >= 0 else FinalBlocks((final(store, request.start).to_bytes(),))
+
+    async with (
+        opened([network.newcomer]) as [node],
+        telling(node, come_round, monkeypatch, height=20) as peer,
+        going([node]),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(claim_for_ever, peer)
+        await until(node, lambda: node.chain.height > 0)
+        await eventually(lambda: node.synchroniser.is_syncing)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_node_catches_up_from_an_honest_peer_that_comes_after_the_liars(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        opened([network.newcomer]) as [node],
+        telling(node, refuse, monkeypatch, height=2**50) as liar,
+        going([node]),
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(claim_for_ever, liar)
+        await eventually(lambda: not node.synchroniser._claims.may_be_asked(liar.network.peer_id))
+        async with opened(network.helpers[:1]) as [helper]:
+            await node.network.dial(helper.network.addresses[0])
+            await until(node, lambda: node.chain.height == BLOCKS_MADE)
+            await eventually(lambda: not node.synchroniser.is_syncing)
         nursery.cancel_scope.cancel()
 
 

@@ -1,8 +1,8 @@
 """Transactions that wait for a block.
 
-A transaction is verified once, on arrival. One that can never be valid is refused with its reason; one that is only
-early (a REVEAL that overtook the block that closes COMMIT) waits within bounds. After each block everything that
-waits is judged again. How transactions travel is `transaction_relay`'s business.
+A transaction is judged on arrival, its signature first. One that can never be valid is refused with its reason; one
+that is only early (a REVEAL that overtook the block that closes COMMIT) waits within bounds. After each block
+everything that waits is judged again. How transactions travel is `transaction_relay`'s business.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,8 +24,15 @@ MAX_BYTES_PER_SENDER = 512 * 1024
 MAX_WAIT_S = 120.0
 """What found its way into no block for this long is forgotten; its sender sends again what it still owes."""
 
+MAX_INCLUDED_KNOWN = 20_000
+"""Transactions of blocks that are told from others without looking at them: ten full blocks, 2 MB of ids."""
+
 Check = Callable[[Transaction], None]
-"""Judges a transaction on the current state; raises Rejection."""
+"""Judges a transaction, its signature first, on the current state; raises Rejection."""
+
+
+class NoRoomError(Rejection):
+    """A transaction was refused unseen because the pool has enough: nobody's fault, and nothing was spent on it."""
 
 
 @dataclass(slots=True)
@@ -62,6 +69,7 @@ class Mempool:
         self._shares: dict[AccountId, _Share] = {}
         self._accused: set[AccountId] = set()
         self._aggregated: dict[AccountId, Slot] = {}
+        self._included: dict[TransactionId, None] = {}
         self._ready = 0
 
     def __len__(self) -> int:
@@ -70,14 +78,19 @@ class Mempool:
     def __contains__(self, transaction: TransactionId) -> bool:
         return transaction in self._waiting
 
+    def was_included(self, transaction: TransactionId) -> bool:
+        """Whether one of the last blocks has a transaction: who sends it still is late, no more."""
+        return transaction in self._included
+
     def add(self, transaction: Transaction) -> bool:
-        """Take a transaction whose signature has been verified.
+        """Take a transaction.
 
         Returns:
             Whether it is new.
 
         Raises:
-            Rejection: it can never be valid, or the pool is full.
+            NoRoomError: there is no room for it, or need of it.
+            Rejection: it can never be valid.
         """
         if transaction.id in self._waiting:
             return False
@@ -106,6 +119,9 @@ class Mempool:
         """Forget what a block included, and what its state has made invalid or too old."""
         for transaction in included:
             self._forget(transaction.id)
+            self._included[transaction.id] = None
+        for _ in range(len(self._included) - MAX_INCLUDED_KNOWN):
+            del self._included[next(iter(self._included))]
         oldest_s = self._clock() - MAX_WAIT_S
         for entry in list(self._waiting.values()):
             try:
@@ -142,16 +158,16 @@ class Mempool:
         """
         body = transaction.body
         if isinstance(body, Evidence) and body.offender in self._accused:
-            raise Rejection(Reason.DUPLICATE, offender=body.offender)
+            raise NoRoomError(Reason.DUPLICATE, offender=body.offender)
         if isinstance(body, Aggregate) and self._aggregated.get(transaction.sender) == body.slot:
-            raise Rejection(Reason.DUPLICATE, sender=transaction.sender)
+            raise NoRoomError(Reason.DUPLICATE, sender=transaction.sender)
         if len(self._waiting) >= MAX_WAITING:
-            raise Rejection(Reason.LIMIT, waiting=len(self._waiting))
+            raise NoRoomError(Reason.LIMIT, waiting=len(self._waiting))
         share = self._shares.get(transaction.sender, _Share())
         if share.count >= MAX_PER_SENDER:
-            raise Rejection(Reason.LIMIT, sender=transaction.sender, waiting=share.count)
+            raise NoRoomError(Reason.LIMIT, sender=transaction.sender, waiting=share.count)
         if share.size_bytes + len(transaction.encoded) > MAX_BYTES_PER_SENDER:
-            raise Rejection(Reason.LIMIT, sender=transaction.sender, waiting_bytes=share.size_bytes)
+            raise NoRoomError(Reason.LIMIT, sender=transaction.sender, waiting_bytes=share.size_bytes)
 
     def _judge(self, transaction: Transaction) -> bool:
         """Whether a transaction is valid now (True) or only early (False); raises Rejection where it is neither."""

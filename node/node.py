@@ -299,13 +299,13 @@ class Node:
 
     # What the network calls
 
-    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> bool:  # noqa: ARG002 - the network's interface
+    def on_gossip(self, topic: str, sender: PeerId, data: bytes) -> bool:
         """Take gossip: waiting transactions, or a final block. Only what this node has checked is passed on."""
         if not self._is_ready.is_set():
             return False
         if topic == transactions_topic(self.chain.genesis.chain_id):
             # One that is behind takes for good what others have seen to be worthless, and would answer for it.
-            return self.relay.receive(data) and not self.agreement.is_outdated
+            return self.relay.receive(data, sender) and not self.agreement.is_outdated
         final = FinalBlock.from_bytes(data, max_bytes=MAX_PUSH_BYTES)
         if final.block.height != self.chain.height + 1 or final.block.id == self._last_gossiped:
             return False  # old, or ahead of what this node can check: peers ask for what they lack
@@ -318,7 +318,7 @@ class Node:
         if not self._is_ready.is_set() or self.peers.get(sender) is None:
             return
         if protocol == TRANSACTIONS:
-            self.relay.receive(data)
+            self.relay.receive(data, sender)
         elif protocol == VOTES:
             vote = Vote.from_bytes(data, max_bytes=MAX_VOTE_BYTES)
             self.peers.note_height(sender, vote.height - 1)  # whoever has a vote of a height is there itself
@@ -368,7 +368,7 @@ class Node:
             pending = await self.network.request(
                 peer, PENDING, b"", timeout_s=PENDING_TIMEOUT_S, max_response_bytes=MAX_GOSSIP_BYTES
             )
-            self.relay.receive(pending)
+            self.relay.receive(pending, peer)
         except TransportError as error:
             _log.info("no pending transactions from %s: %s", peer, error)
         except Rejection as rejection:

@@ -21,12 +21,13 @@ from bflnode.node.p2p.messages import (
     Batch,
     transactions_topic,
 )
-from bflnode.node.p2p.network import Network
+from bflnode.node.p2p.network import Network, PeerId
 from bflnode.node.p2p.peers import Peers
+from bflnode.node.p2p.rate_limits import Rate, RateLimits
 from bflnode.storage.failpoints import Operation, after, before
 
 from .agreement_driver import AgreementDriver
-from .mempool import Mempool
+from .mempool import Mempool, NoRoomError
 
 _log = logging.getLogger(__name__)
 
@@ -36,11 +37,10 @@ BATCH_OVERHEAD_BYTES = 16
 LEADERS = 3
 """Leaders of this and the next rounds that get a transaction at once: one dead leader then costs no relay."""
 
-MAX_WORTHLESS = 8
-"""Worthless transactions looked at in one batch: a correct node sends one where a block has just made it so."""
-
-WORTHLESS = frozenset({Reason.UNKNOWN_ACCOUNT, Reason.INSUFFICIENT_FUNDS})
-"""What is wrong with a transaction that somebody signed but can't pay for: signing costs nothing, checking does."""
+REFUSED = "refused transactions"
+REFUSED_RATE = Rate(per_s=8, burst=2 * MAX_BATCH, drops=True)
+"""Transactions of one peer that may turn out to be invalid here: signing costs nothing, checking does. A correct node
+sends what a block has just overtaken: a few in the time of a block, two batches where they come from a standstill."""
 
 STALE_S = 3.0
 """A transaction that waits this long missed its leader."""
@@ -57,6 +57,7 @@ class TransactionRelay:
         self._peers = peers
         self._mempool = mempool
         self._agreement = agreement
+        self._refusals = RateLimits({REFUSED: REFUSED_RATE}, trio.current_time)
 
     def submit(self, transaction: Transaction) -> None:
         """Take a transaction of this node's own, or of its RPC, and send it to the next leaders.
@@ -77,31 +78,35 @@ class TransactionRelay:
         Raises:
             Rejection: a bad signature, it can never be valid, or the mempool is full.
         """
-        if transaction.id not in self._mempool:
-            transaction.verify_signature(self._chain_id)
-            if self._mempool.add(transaction):
-                self._agreement.poke()
+        if self._mempool.add(transaction):
+            self._agreement.poke()
 
-    def receive(self, data: bytes) -> bool:
-        """Take a batch from a peer. A transaction that a block has overtaken is no fault of the peer.
+    def receive(self, data: bytes, sender: PeerId) -> bool:
+        """Take a batch from a peer. Some transactions that a block has overtaken are no fault of the peer.
 
         Returns:
             Whether some of them wait here now, so that the batch is worth passing on.
 
         Raises:
-            Rejection: malformed bytes, a bad signature, or many worthless ones: no correct node passes those on.
+            Rejection: malformed bytes, a bad signature, or more invalid ones than a correct node passes on.
         """
-        worthless = 0
         is_worth_passing_on = False
         for transaction in Batch.from_bytes(data, max_bytes=MAX_PUSH_BYTES).transactions:
+            if self._mempool.was_included(transaction.id):
+                continue
             try:
                 self.accept(transaction)
                 is_worth_passing_on = True
+            except NoRoomError as rejection:
+                _log.debug("no room for %s of %s: %s", transaction.kind.name, transaction.sender.hex()[:12], rejection)
             except Rejection as rejection:
-                worthless += rejection.reason in WORTHLESS
-                if rejection.reason is Reason.BAD_SIGNATURE or worthless >= MAX_WORTHLESS:
-                    raise
                 _log.debug("refused %s of %s: %s", transaction.kind.name, transaction.sender.hex()[:12], rejection)
+                if rejection.reason is Reason.BAD_SIGNATURE:
+                    raise
+                if self._refusals.delay_s(sender, REFUSED) is None:
+                    if self._agreement.is_outdated:  # what is invalid here may be valid where the peer is
+                        break
+                    raise
         return is_worth_passing_on
 
     def pending(self) -> bytes:

@@ -43,7 +43,7 @@ BYTES_COST = 16 * 1024
 """A refused message costs 1, and 1 more for each 16 KiB: large garbage is more work."""
 
 VIOLATION_COST = 30.0
-"""Malformed frames and negotiations: an honest node never sends them. Four in a row ban."""
+"""Malformed frames and negotiations, false signatures: an honest node never sends them. Four in a row ban."""
 
 
 class MessageHandlers(Protocol):
@@ -172,7 +172,9 @@ class Inbound:
         try:
             return handler(channel, sender, data)
         except Rejection as rejection:
-            self._charge(sender, f"{channel}: {rejection}", REFUSAL_COST + len(data) / BYTES_COST, rejection.reason)
+            is_forged = rejection.reason is Reason.BAD_SIGNATURE
+            cost = VIOLATION_COST if is_forged else REFUSAL_COST + len(data) / BYTES_COST
+            self._charge(sender, f"{channel}: {rejection}", cost, rejection.reason)
         except Exception:
             logger.exception("handler failed on %s of %s", channel, sender)
         return None

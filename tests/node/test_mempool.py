@@ -48,6 +48,15 @@ def aggregate(size_bytes: int, number: int) -> Transaction:
     return sign_transaction(KEY, CHAIN, Aggregate(slot, bytes(size_bytes), (BlobId(bytes(32)),), None))
 
 
+def test_what_the_last_blocks_had_is_known_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_INCLUDED_KNOWN", 2)
+    world = World()
+    transactions = [transfer(nonce) for nonce in range(3)]
+    world.settle(transactions[:1])
+    world.settle(transactions[1:])
+    assert [world.pool.was_included(transaction.id) for transaction in transactions] == [False, True, True]
+
+
 def test_what_is_only_early_waits_and_is_no_work_until_its_turn_comes() -> None:
     world = World()
     first, second = transfer(0), transfer(1)

@@ -10,14 +10,17 @@ from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.tables import ACCOUNTS
 from bflnode.consensus.transaction import Aggregate, Slot, Transaction, Transfer, sign_transaction
 from bflnode.consensus.types import BlobId, ChainId, Hash, Signature
+from bflnode.node.agreement_driver import AgreementDriver
 from bflnode.node.node import Node
 from bflnode.node.p2p.messages import MAX_BATCH, MAX_GOSSIP_BYTES, PENDING, TRANSACTIONS, Batch, transactions_topic
-from bflnode.node.transaction_relay import _fitting
+from bflnode.node.p2p.network import PeerId
+from bflnode.node.transaction_relay import REFUSED_RATE, _fitting
 from tests.node.networks import eventually
 from tests.node.nodes import going, opened, running, small_network, until
 from tests.node.strangers import stranger_of
 
 CHAIN = ChainId(bytes(32))
+PEER = PeerId("peer")
 NO_TRAINING = {"enabled": False}
 
 
@@ -88,6 +91,82 @@ async def test_a_transaction_that_a_block_has_overtaken_is_no_fault_but_a_forged
         stranger.push(TRANSACTIONS, Batch((forged,)).to_bytes())
         await eventually(lambda: node.network.statistics()["refused"] == {"bad-signature": 1})
         assert node.mempool.candidates() == (good,)
+
+
+def overtaken(node: Node, count: int) -> list[Batch]:
+    """Transactions that a block has made invalid, all different, in batches."""
+    account = ACCOUNTS.get(node.chain.tree, node.key.account)
+    assert account is not None
+    assert account.nonce > 0
+    chain_id = node.chain.genesis.chain_id
+    late = [
+        sign_transaction(node.key, chain_id, Transfer(node.key.account, number), nonce=0) for number in range(count)
+    ]
+    return [Batch(tuple(late[start : start + MAX_BATCH])) for start in range(0, count, MAX_BATCH)]
+
+
+async def test_a_peer_may_send_some_that_a_block_has_overtaken_and_answers_for_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong nonces cost their sender nothing, and a third of a second of the only thread each second."""
+    homes = small_network(tmp_path, validators=1).homes
+    async with running(homes[:1], training=NO_TRAINING) as [node]:
+        sent = transfer(node)
+        node.relay.submit(sent)
+        await until(node, lambda: node.chain.store.transaction(sent.id) is not None)
+        judged: list[Transaction] = []
+        check = node.chain.check
+        monkeypatch.setattr(
+            node.chain, "check", lambda transaction, _: judged.append(transaction) or check(transaction, 0)
+        )
+        *allowed, excess = overtaken(node, int(REFUSED_RATE.burst) + MAX_BATCH)
+        for batch in allowed:
+            assert node.relay.receive(batch.to_bytes(), PEER) is False
+        for _ in range(10):
+            with pytest.raises(Rejection) as caught:
+                node.relay.receive(excess.to_bytes(), PEER)
+            assert caught.value.reason is Reason.WRONG_NONCE
+        assert len(judged) < REFUSED_RATE.burst + 100
+        assert node.relay.receive(excess.to_bytes(), PeerId("another")) is False
+
+
+async def test_what_a_block_has_is_told_apart_without_looking_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = small_network(tmp_path, validators=1).homes
+    async with running(homes[:1], training=NO_TRAINING) as [node]:
+        sent = transfer(node)
+        node.relay.submit(sent)
+        await until(node, lambda: node.mempool.was_included(sent.id))
+        monkeypatch.setattr(node.chain, "check", None)
+        for _ in range(2 * int(REFUSED_RATE.burst)):
+            assert node.relay.receive(Batch((sent,)).to_bytes(), PEER) is False
+
+
+async def test_who_has_just_caught_up_drops_what_it_cannot_judge_and_blames_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    homes = small_network(tmp_path, validators=1).homes
+    async with running(homes[:1], training=NO_TRAINING) as [node]:
+        sent = transfer(node)
+        node.relay.submit(sent)
+        await until(node, lambda: node.chain.store.transaction(sent.id) is not None)
+        monkeypatch.setattr(AgreementDriver, "is_outdated", True)
+        for batch in overtaken(node, 2 * int(REFUSED_RATE.burst)):
+            assert node.relay.receive(batch.to_bytes(), PEER) is False
+
+
+async def test_a_full_pool_is_nobodys_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who fills the pool of a node must not make it ban all others."""
+    monkeypatch.setattr("bflnode.node.mempool.MAX_PER_SENDER", 1)
+    homes = small_network(tmp_path, validators=1).homes
+    async with opened(homes[:1], training=NO_TRAINING) as [node]:
+        first = transfer(node)
+        assert node.relay.receive(Batch((first,)).to_bytes(), PEER)
+        monkeypatch.setattr(node.chain, "check", None)
+        others = [transfer(node, number) for number in range(1, MAX_BATCH)]
+        for _ in range(4):
+            assert node.relay.receive(Batch(tuple(others)).to_bytes(), PEER) is False
 
 
 async def test_an_own_transaction_that_can_never_be_valid_is_refused_with_its_reason(tmp_path: Path) -> None:

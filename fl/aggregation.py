@@ -4,7 +4,7 @@ Whoever aggregates and whoever checks an aggregation (level 2) call this. Which 
 weights they have is decided on chain.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ CHUNK_ELEMENTS = 64 * 1024
 
 MAX_WEIGHT = 2**40
 """So that sums of weights stay exact in float64 (below 2**53) for up to 8,192 models."""
+
+STATISTICS = (".running_mean", ".running_var")
+"""How the names of BatchNorm's statistics end."""
 
 MAX_MODELS = 8192
 """Far more than the 256 clients of a round on chain."""
@@ -58,13 +61,50 @@ def mean(models: Sequence[Mapping[str, Tensor]], weights: Sequence[int]) -> dict
 
 
 def moved(base: Mapping[str, Tensor], target: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """`base + factor (target - base)` for floats, in float64, rounded once; what isn't in the base stays as it is."""
+    """`base + factor (target - base)` for floats, in float64, rounded once; what isn't in the base stays as it is.
+
+    What float32 can't hold becomes the largest number that it can: models must stay finite.
+    """
     return {
         name: tensor
         if tensor.dtype != np.float32 or name not in base
-        else (base[name] + factor * (tensor.astype(np.float64) - base[name])).astype(np.float32)
+        else _as_float32(base[name] + factor * (tensor.astype(np.float64) - base[name]))
         for name, tensor in target.items()
     }
+
+
+def stepped(base: Mapping[str, Tensor], target: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """A server's step: `moved`, but for BatchNorm's statistics, which are the target's.
+
+    Beyond the target a variance can be negative, and a model with one predicts nothing.
+    """
+    return moved({name: base[name] for name in base if not name.endswith(STATISTICS)}, target, factor)
+
+
+def by_chunks(
+    models: Sequence[Mapping[str, Tensor]], combine: Callable[[Sequence[Tensor]], Tensor]
+) -> dict[str, Tensor]:
+    """Combine models of the same names and shapes element by element, a chunk of a tensor at a time.
+
+    Args:
+        models: at least one.
+        combine: given flat tensors of the same length, one a model, returns one of that length and type, each element
+            of which depends on the elements at its place alone: then the size of chunks changes nothing.
+    """
+    result: dict[str, Tensor] = {}
+    for name, first in models[0].items():
+        flat = [model[name].reshape(-1) for model in models]
+        combined = np.empty(first.size, dtype=first.dtype)
+        for start in range(0, first.size, CHUNK_ELEMENTS):
+            chunk = slice(start, start + CHUNK_ELEMENTS)
+            combined[chunk] = combine([tensor[chunk] for tensor in flat])
+        result[name] = combined.reshape(first.shape)
+    return result
+
+
+def _as_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    limit = float(np.finfo(np.float32).max)
+    return np.clip(values, -limit, limit).astype(np.float32)
 
 
 def _float_mean(tensors: Sequence[Tensor], weights: Sequence[int]) -> NDArray[np.float32]:

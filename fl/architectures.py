@@ -37,6 +37,9 @@ MAX_CLASSES = 1000
 NAMES = ("mlp", "cnn", "resnet18")
 """The names an architecture id can start with."""
 
+DECISION = "decision."
+"""How names of the decision layer's tensors begin, which have a row for each class; the rest is the representation."""
+
 CODE_LENGTH_MLP = 64
 CODE_LENGTH_CNN = 32
 CODE_LENGTH_RESNET = 32

@@ -2,8 +2,9 @@
 
 Each rule works on tensors by name, in float64, one operation after the other in the order given: the same bytes on
 every machine with IEEE 754 arithmetic. Distances come from differences (never `a^2 + b^2 - 2ab`, which can be
-negative in floats). Preconditions of a paper are checked, not rounded away. Integers (BatchNorm's counters) are the
-median (lower one), which nobody can push beyond the others.
+negative in floats). Preconditions of a paper are checked, not rounded away; a `RobustRule`, which must have a result,
+takes the median where Krum's doesn't hold. Integers (BatchNorm's counters) are the median (lower one), which nobody can
+push beyond the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from math import floor, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from .aggregation import mean, moved
+from .aggregation import by_chunks, mean, moved
 from .weights import Tensor
 
 Tensors = Mapping[str, Tensor]
@@ -22,13 +23,17 @@ Tensors = Mapping[str, Tensor]
 RULES = ("mean", "median", "trimmed-mean", "krum", "multi-krum", "norm-clipping")
 
 
+ROUNDING = 1e-9
+"""Far above what a product of a share and a number of models is rounded by: 0.29 of 100 is 29 and not 28."""
+
+
 class RobustRuleError(ValueError):
-    """A robust rule whose precondition doesn't hold; the message says which and what to change."""
+    """A robust rule with a wrong setting, or whose precondition doesn't hold; the message says which and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RobustRule:
-    """A rule with its number.
+    """A rule with its number, and a result for any number of models: the median for fewer than Krum needs.
 
     Attributes:
         name: of `RULES`.
@@ -54,28 +59,28 @@ class RobustRule:
 
         Args:
             models: what clients sent, at least one, all with the same names and shapes.
-            received: what each of them had received.
-
-        Raises:
-            RobustRuleError: a precondition doesn't hold for so few models.
+            received: what each of them had received; only norm clipping asks.
         """
+        hostile = self.count(len(models))
         match self.name:
+            case "krum" | "multi-krum" if len(models) < _krum_needs(hostile):
+                return median(models)
             case "median":
                 return median(models)
             case "trimmed-mean":
-                return trimmed_mean(models, self.count(len(models)))
+                return trimmed_mean(models, hostile)
             case "krum":
-                return krum(models, self.count(len(models)))
+                return krum(models, hostile)
             case "multi-krum":
-                return multi_krum(models, self.count(len(models)))
+                return multi_krum(models, hostile)
             case "norm-clipping":
                 return clipped_mean(models, received, self.clip)
             case _:
                 return mean(models, [1] * len(models))
 
     def count(self, models: int) -> int:
-        """How many of so many models may be hostile (f)."""
-        return floor(self.hostile * models)
+        """How many of so many models may be hostile (f): the floor, exact for a share in thousandths."""
+        return floor(self.hostile * models + ROUNDING)
 
 
 def median(models: Sequence[Tensors]) -> dict[str, Tensor]:
@@ -117,32 +122,40 @@ def clipped_mean(models: Sequence[Tensors], received: Sequence[Tensors], clip: f
     """The mean of steps of bounded norm (Sun et al. 2019, section 3): none is longer than `clip` median steps."""
     steps = [sqrt(_squared_difference(model, base)) for model, base in zip(models, received, strict=True)]
     bound = clip * float(np.median(steps))
-    clipped = [
-        model if step <= bound else moved(base, model, bound / step)
-        for model, base, step in zip(models, received, steps, strict=True)
-    ]
-    return mean(clipped, [1] * len(clipped))
+
+    def combine(chunks: Sequence[Tensor]) -> Tensor:
+        pairs = zip(chunks[: len(models)], chunks[len(models) :], steps, strict=True)
+        clipped = [
+            {"": sent} if step <= bound else moved({"": base}, {"": sent}, bound / step) for sent, base, step in pairs
+        ]
+        return mean(clipped, [1] * len(clipped))[""]
+
+    return by_chunks([*models, *({name: base[name] for name in models[0]} for base in received)], combine)
 
 
 def _by_coordinate(
     models: Sequence[Tensors], combine: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> dict[str, Tensor]:
-    result: dict[str, Tensor] = {}
-    for name, first in models[0].items():
-        stacked = np.stack([model[name] for model in models])
-        if first.dtype == np.float32:
-            result[name] = combine(stacked.astype(np.float64)).astype(np.float32)
-        else:
-            result[name] = np.asarray(np.sort(stacked, axis=0)[(len(models) - 1) // 2], dtype=np.int64)
-    return result
+    def combine_chunk(chunks: Sequence[Tensor]) -> Tensor:
+        stacked = np.stack(chunks)
+        if stacked.dtype == np.int64:
+            return np.asarray(np.sort(stacked, axis=0)[(len(models) - 1) // 2], dtype=np.int64)
+        return combine(stacked.astype(np.float64)).astype(np.float32)
+
+    return by_chunks(models, combine_chunk)
+
+
+def _krum_needs(hostile: int) -> int:
+    """Fewest models for Krum, of which so many may be hostile (Blanchard et al. 2017, section 4)."""
+    return 2 * hostile + 3
 
 
 def _krum_scores(models: Sequence[Tensors], hostile: int) -> NDArray[np.float64]:
     """Sums of squared distances to the n - f - 2 nearest others."""
     count = len(models)
-    if count < 2 * hostile + 3:
+    if count < _krum_needs(hostile):
         raise RobustRuleError(
-            f"Krum needs at least 2f + 3 models, {2 * hostile + 3} for f = {hostile}, and there are {count}: "
+            f"Krum needs at least 2f + 3 models, {_krum_needs(hostile)} for f = {hostile}, and there are {count}: "
             "lower the share of hostile models or the number of clusters"
         )
     distances = np.zeros((count, count))

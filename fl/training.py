@@ -17,6 +17,8 @@ from torch import nn
 
 from .architectures import Architecture
 from .inference import logits, repeatable_torch
+from .networks import Classifier
+from .prior import WithPrior, with_prior
 from .samples import Inputs, LabelledData, Labels, Shard, as_float
 from .weights import InvalidWeights
 
@@ -131,6 +133,8 @@ def train(
     shard: Shard,
     config: TrainingConfig,
     on_progress: ProgressCallback | None = None,
+    *,
+    has_prior: bool = False,
 ) -> TrainingResult:
     """Train a received model on a client's own data: the same bytes for the same arguments on one machine.
 
@@ -140,6 +144,7 @@ def train(
         shard: the client's data.
         config: optimiser, epochs, seed, device.
         on_progress: called after each epoch; what it raises ends the training.
+        has_prior: train and measure with the client's label prior, which stays out of the model; see `prior`.
 
     Raises:
         InvalidWeights: the base isn't canonical weights of the architecture.
@@ -150,9 +155,10 @@ def train(
     with repeatable_torch(config.threads):
         device = choose_device(config.device)
         classifier = architecture.load(base).to(device)
-        received = measure(classifier, shard.test)
-        losses = fit(classifier, shard.train, config, on_progress=on_progress)
-        post = measure(classifier, shard.test)
+        module = with_prior(classifier, shard.train.histogram()) if has_prior else classifier
+        received = measure(module, shard.test)
+        losses = fit(module, shard.train, config, on_progress=on_progress)
+        post = measure(module, shard.test)
         try:
             model = architecture.dump(classifier)
         except InvalidWeights as error:
@@ -167,8 +173,16 @@ def train(
     )
 
 
-def evaluate(architecture: Architecture, model: bytes | memoryview, data: LabelledData) -> Evaluation:
+def evaluate(
+    architecture: Architecture, model: bytes | memoryview, data: LabelledData, prior: LabelledData | None = None
+) -> Evaluation:
     """Accuracy and loss of a model, on the CPU with one thread: the same everywhere up to the last bits.
+
+    Args:
+        architecture: of the model.
+        model: canonical weights.
+        data: what it is measured on.
+        prior: data whose label prior predicts with the model; none for everybody's data.
 
     Raises:
         InvalidWeights: the model isn't canonical weights of the architecture.
@@ -176,11 +190,13 @@ def evaluate(architecture: Architecture, model: bytes | memoryview, data: Labell
     """
     _refuse_unfit_data(architecture, data)
     with repeatable_torch(threads=1):
-        return measure(architecture.load(model), data)
+        return measure(_predicting(architecture, model, prior), data)
 
 
-def predict(architecture: Architecture, model: bytes | memoryview, inputs: Inputs) -> Prediction:
-    """Labels and probabilities of inputs, on the CPU with one thread.
+def predict(
+    architecture: Architecture, model: bytes | memoryview, inputs: Inputs, prior: LabelledData | None = None
+) -> Prediction:
+    """Labels and probabilities of inputs, on the CPU with one thread; `prior` as in `evaluate`.
 
     Raises:
         InvalidWeights: the model isn't canonical weights of the architecture.
@@ -192,7 +208,7 @@ def predict(architecture: Architecture, model: bytes | memoryview, inputs: Input
             f"give (samples, {', '.join(map(str, architecture.input_shape))}) with at least one sample"
         )
     with repeatable_torch(threads=1):
-        values = logits(architecture.load(model), inputs)
+        values = logits(_predicting(architecture, model, prior), inputs)
     return Prediction(np.argmax(values, axis=1).astype(np.int64), np.exp(_log_probabilities(values)))
 
 
@@ -299,6 +315,16 @@ def measure(module: nn.Module, data: LabelledData) -> Evaluation:
             int(hit) / int(count) if count else None for hit, count in zip(hit_counts, counts, strict=True)
         ),
     )
+
+
+def _predicting(
+    architecture: Architecture, model: bytes | memoryview, prior: LabelledData | None
+) -> Classifier | WithPrior:
+    classifier = architecture.load(model)
+    if prior is None:
+        return classifier
+    _refuse_unfit_data(architecture, prior)
+    return with_prior(classifier, prior.histogram())
 
 
 def _log_probabilities(values: NDArray[np.float64]) -> NDArray[np.float64]:

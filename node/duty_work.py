@@ -5,7 +5,7 @@ found in the blob store and the journal.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from bflnode.consensus.duties import (
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Rejection
-from bflnode.consensus.task import Aggregation, ProbeMode, TaskSpecification, Weighting
+from bflnode.consensus.task import Aggregation, ProbeMode, TaskSpecification
 from bflnode.consensus.transaction import Aggregate as AggregateBody
 from bflnode.consensus.transaction import (
     Attest,
@@ -48,7 +48,6 @@ from bflnode.node.p2p.peers import Peers
 from bflnode.node.sync.exchange import Exchange
 from bflnode.node.workers.trainer import JobError, Trainer
 from bflnode.node.workers.worker_protocol import (
-    AggregateJob,
     MatrixJob,
     OwnProbeJob,
     ProbeSamples,
@@ -59,6 +58,7 @@ from bflnode.node.workers.worker_protocol import (
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.errors import MissingError, QuotaError, from_os_error
 
+from .aggregation import AggregationFiles, aggregate_job, has_prior, needs_bases
 from .journal import Journal
 from .node_clock import now_ms
 
@@ -171,9 +171,8 @@ class DutyWork:
         await tools.exchange.fetch(duty.base, max_bytes=duty.specification.model_bytes)
         output = tools.scratch / f"trained-{slot.number}-{slot.attempt}.safetensors"
         _log.info("learning round %d: training from %s", slot.number, duty.base.hex()[:12])
-        result = await tools.trainer.run(
-            training_job(duty.specification, tools, base=await self._path(duty.base), output=output, slot=slot)
-        )
+        job = training_job(duty.specification, tools, base=await self._path(duty.base), output=output, slot=slot)
+        result = await tools.trainer.run(replace(job, has_prior=has_prior(duty.specification)))
         model = await self._keep(output)
         tools.journal.update(
             slot,
@@ -279,7 +278,7 @@ class DutyWork:
                 return True
 
     async def aggregate(self, duty: Aggregate) -> AggregateBody:
-        """Compare the included models, cluster them, average each cluster."""
+        """Compare the included models, cluster them, and make of them what the task's rule says."""
         opening = None
         if duty.specification.probe_mode is ProbeMode.AGGREGATOR:
             samples = await self._own_samples(duty.slot, duty.specification)
@@ -287,7 +286,7 @@ class DutyWork:
         await self._fetch_all(duty.models, duty.specification)
         triangle = await self._compare(duty.specification, duty.models, duty.probe_seed, opening)
         labels = cluster(matrix_from_triangle(triangle, len(duty.models)), duty.specification.clusters)
-        outputs = await self._average(duty.slot, duty.specification, duty.models, labels)
+        outputs = await self._combine(duty.slot, duty.specification, duty.models, labels)
         return AggregateBody(duty.slot, triangle, outputs, opening)
 
     async def attest(self, duty: AttestTo) -> Attest:
@@ -295,7 +294,7 @@ class DutyWork:
         aggregation = duty.aggregation
         await self._fetch_all(duty.models, duty.specification)
         none = bytes((len(duty.models) + 7) // 8)
-        outputs = await self._average(duty.slot, duty.specification, duty.models, aggregation.labels)
+        outputs = await self._combine(duty.slot, duty.specification, duty.models, aggregation.labels)
         if outputs != aggregation.outputs:
             return Attest(duty.slot, aggregation.transaction, Fault.OUTPUT_MISMATCH, none)
         try:
@@ -345,28 +344,32 @@ class DutyWork:
         result = await self._tools.trainer.run(MatrixJob(specification.architecture, paths, probe))
         return result.triangle
 
-    async def _average(
+    async def _combine(
         self, slot: Slot, specification: TaskSpecification, models: tuple[OfferedModel, ...], labels: tuple[int, ...]
     ) -> tuple[BlobId, ...]:
-        """The mean of each cluster's models, into the blob store; their ids in the order of labels."""
+        """The output for each cluster, into the blob store; their ids in the order of labels."""
         tools = self._tools
-        weights = tuple(offered.samples if specification.weighting is Weighting.SAMPLES else 1 for offered in models)
-        groups = tuple(
-            tuple(index for index, label in enumerate(labels) if label == wanted) for wanted in range(max(labels) + 1)
-        )
         outputs = [
-            tools.scratch / f"output-{slot.number}-{slot.attempt}-{label}.safetensors" for label in range(len(groups))
+            tools.scratch / f"output-{slot.number}-{slot.attempt}-{label}.safetensors"
+            for label in range(max(labels) + 1)
         ]
-        await tools.trainer.run(
-            AggregateJob(
-                specification.architecture,
-                tuple([str(await self._path(offered.model)) for offered in models]),
-                weights,
-                groups,
-                tuple(map(str, outputs)),
-            )
+        files = AggregationFiles(
+            models=tuple([str(await self._path(offered.model)) for offered in models]),
+            bases=await self._bases(specification, models),
+            outputs=tuple(map(str, outputs)),
         )
+        await tools.trainer.run(aggregate_job(specification, models, labels, files))
         return tuple([await self._keep(path) for path in outputs])
+
+    async def _bases(self, specification: TaskSpecification, models: tuple[OfferedModel, ...]) -> tuple[str, ...]:
+        """Files of what the models were trained from, where the rule needs them: mostly one and the same."""
+        if not needs_bases(specification):
+            return ()
+        paths: dict[BlobId, str] = {}
+        for base in dict.fromkeys(offered.base for offered in models):
+            await self._tools.exchange.fetch(base, max_bytes=specification.model_bytes)
+            paths[base] = str(await self._path(base))
+        return tuple(paths[offered.base] for offered in models)
 
     async def _path(self, blob: BlobId) -> Path:
         """The file of a blob; the first time it is read and checked, which takes a while for large ones."""
@@ -391,7 +394,7 @@ def _share_of_time_left_s(deadline_ms: int) -> float:
 
 
 def training_job(specification: TaskSpecification, tools: Tools, *, base: Path, output: Path, slot: Slot) -> TrainJob:
-    """The job of one learning round's local training; its seed is the account's own for the slot."""
+    """The job of one learning round's local training, without a prior; its seed is the account's own for the slot."""
     seed = int.from_bytes(tagged_hash("training-seed", tools.key.account, slot.to_bytes())[:4])
     return TrainJob(
         specification.architecture,

@@ -28,11 +28,10 @@ from bflnode.consensus.task import (
     SettledClient,
     SettledRound,
     TaskSpecification,
-    Weighting,
 )
 from bflnode.consensus.types import AccountId, BlobId, Hash
+from bflnode.node.aggregation import AggregationFiles, aggregate_job, needs_bases
 from bflnode.node.workers.worker_protocol import (
-    AggregateJob,
     Job,
     MatrixJob,
     MatrixResult,
@@ -346,15 +345,17 @@ class _RoundAudit:
         needed = [model for model in models if model is not None]
         assert len(needed) == len(models), "an included client has revealed its model"
         paths, missing = self._find(needed)
-        if not missing:
-            self._check_outputs(paths)
+        bases = [client.base for client in self._clients()] if needs_bases(self.specification) else []
+        base_paths, missing_bases = self._find(bases)
+        if not missing and not missing_bases:
+            self._check_outputs(paths, base_paths)
         # Not needed for the aggregation: one that is gone is no gap, one that has changed is a fault.
         self._find(list(self.aggregation.outputs))
         probe = self._probe()
         probe_paths, missing_probes = self._find([probe])
         if not missing and not missing_probes:
             self._check_matrix(paths, probe_paths[0])
-        return (*missing, *missing_probes)
+        return (*missing, *dict.fromkeys(missing_bases), *missing_probes)
 
     def _clients(self) -> list[SettledClient]:
         """The included clients, in the order of the matrix."""
@@ -380,22 +381,12 @@ class _RoundAudit:
                 missing.append(blob)
         return tuple(paths), tuple(missing)
 
-    def _check_outputs(self, paths: tuple[str, ...]) -> None:
-        """Level 2: the mean of each cluster, bit for bit."""
-        by_samples = self.specification.weighting is Weighting.SAMPLES
-        labels = self.aggregation.labels
+    def _check_outputs(self, paths: tuple[str, ...], base_paths: tuple[str, ...]) -> None:
+        """Level 2: the output for each cluster, bit for bit."""
         with tempfile.TemporaryDirectory(prefix="bflnode-verify-") as folder:
             outputs = tuple(str(Path(folder) / str(label)) for label in range(len(self.aggregation.outputs)))
-            job = AggregateJob(
-                architecture_id=self.specification.architecture,
-                input_paths=paths,
-                weights=tuple(client.samples if by_samples else 1 for client in self._clients()),
-                groups=tuple(
-                    tuple(index for index, member in enumerate(labels) if member == label)
-                    for label in range(len(outputs))
-                ),
-                output_paths=outputs,
-            )
+            files = AggregationFiles(paths, base_paths, outputs)
+            job = aggregate_job(self.specification, self._clients(), self.aggregation.labels, files)
             self._run(job, Path(folder))
             for label, (output, claimed) in enumerate(zip(outputs, self.aggregation.outputs, strict=True)):
                 computed = _blob_id(Path(output))

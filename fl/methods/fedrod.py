@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bflnode.fl.aggregation import moved
+from bflnode.fl.aggregation import stepped
 from bflnode.fl.networks import Classifier, get_tensors
 from bflnode.fl.training import fit
 
@@ -72,7 +72,7 @@ class FedRod(Method):
     def aggregate(self, gathered: Gathered) -> Given:
         """A step from what was given to the mean of what was sent."""
         mean = gathered.combined([0] * len(gathered.sent))[0]
-        return same_for_all(gathered, moved(gathered.sent[0].received, mean, self.server_step))
+        return same_for_all(gathered, stepped(gathered.sent[0].received, mean, self.server_step))
 
     def personal_model(self, local: Local) -> nn.Module:
         """The generic part received with the own head."""

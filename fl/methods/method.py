@@ -14,7 +14,7 @@ packages.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
@@ -23,17 +23,16 @@ from torch import nn
 from bflnode.fl.architectures import Architecture
 from bflnode.fl.networks import Classifier, get_tensors, set_tensors
 from bflnode.fl.prototypes import CorrelationMatrix
+from bflnode.fl.robust import RobustRule
+from bflnode.fl.rules import Contribution, Rule, outputs
 from bflnode.fl.samples import LabelledData, Shard
 from bflnode.fl.training import TrainingConfig, choose_device, fit
 from bflnode.fl.weights import Tensor
 
-Tensors = Mapping[str, Tensor]
+Tensors: TypeAlias = Mapping[str, Tensor]
 """Tensors by name: a model's (`networks.get_tensors`), a part of them, or anything else that a method sends."""
 
 NOTHING: Tensors = {}
-
-Combine = Callable[[Sequence[Tensors], Sequence[Tensors]], dict[str, Tensor]]
-"""One model out of several of one cluster, and out of those that their clients had received: `robust` has them."""
 
 Cluster = Callable[[CorrelationMatrix, int], Sequence[int]]
 """Labels of clients by first appearance, from their correlations and a number of clusters: the chain's own."""
@@ -120,7 +119,8 @@ class Gathered:
         sent: by the clients of this round, in order of client.
         probe: samples of one category, for prototypes; another category each round.
         cluster: the chain's clustering.
-        combine: what makes one model out of a cluster's: `robust.RobustRule`, the mean unless another one is wanted.
+        combine: what makes one model out of a cluster's; the mean unless another one is wanted.
+        labels: the cluster of each client by PAA, where a ledger has found them already.
     """
 
     round: int
@@ -129,14 +129,19 @@ class Gathered:
     sent: tuple[Sent, ...]
     probe: LabelledData
     cluster: Cluster
-    combine: Combine
+    combine: RobustRule
+    labels: tuple[int, ...] | None = None
+
+    def outputs(self, rule: Rule, labels: Sequence[int]) -> dict[int, dict[str, Tensor]]:
+        """What a rule of the chain makes of what was sent, by label, in order of label."""
+        contributions = [
+            Contribution(sent=sent.tensors, received=sent.received, holds=[count > 0 for count in sent.histogram])
+            for sent in self.sent
+        ]
+        return dict(outputs(rule, contributions, labels))
 
     def combined(self, labels: Sequence[int]) -> dict[int, dict[str, Tensor]]:
-        """One model of what the members of each cluster sent, by label, in order of label.
-
-        Raises:
-            MethodError: a robust rule doesn't hold for so few members.
-        """
+        """One model of what the members of each cluster sent, by label, in order of label."""
         members = {
             label: [sent for sent, own in zip(self.sent, labels, strict=True) if own == label] for label in labels
         }

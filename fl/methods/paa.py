@@ -6,9 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from bflnode.fl.prototypes import CorrelationMatrix, correlation_matrix, prototypes
+from bflnode.fl.rules import Rule
 from bflnode.fl.weights import serialize
 
 from .method import Gathered, Given, Method, MethodError, by_cluster
+
+
+def similarities(gathered: Gathered) -> CorrelationMatrix:
+    """How alike the models are on the probe (BFLN 2024, eq. 1 to 3)."""
+    models = [serialize(sent.tensors) for sent in gathered.sent]
+    return correlation_matrix(prototypes(gathered.architecture, models, gathered.probe.inputs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +35,7 @@ class _Clustered(Method, ABC):
     def aggregate(self, gathered: Gathered) -> Given:
         """FedAvg within each cluster; a client receives the model of its own."""
         labels = self._labels(gathered)
-        return by_cluster(labels, gathered.combined(labels))
+        return by_cluster(labels, gathered.outputs(Rule(combination=gathered.combine), labels))
 
     @abstractmethod
     def _labels(self, gathered: Gathered) -> tuple[int, ...]:
@@ -50,9 +57,7 @@ class Paa(_Clustered):
     source = "BFLN 2024, section 3.3, eq. 1 to 3"
 
     def _labels(self, gathered: Gathered) -> tuple[int, ...]:
-        models = [serialize(sent.tensors) for sent in gathered.sent]
-        values = prototypes(gathered.architecture, models, gathered.probe.inputs)
-        return self._clustered(gathered, correlation_matrix(values))
+        return self._clustered(gathered, similarities(gathered)) if gathered.labels is None else gathered.labels
 
 
 @dataclass(frozen=True, kw_only=True)

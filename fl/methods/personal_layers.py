@@ -5,13 +5,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from bflnode.fl.architectures import DECISION
 from bflnode.fl.networks import Classifier, get_tensors
 from bflnode.fl.training import fit
 
 from .method import Gathered, Given, Local, Method, MethodError, Tensors, Update, merged, same_for_all
-
-DECISION = "decision."
-"""The decision layer; the rest is the representation."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,32 +8,14 @@ masked, so their rows get no gradient; then a row is averaged over those that ha
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import nn
 
-from bflnode.fl.aggregation import moved
-from bflnode.fl.networks import Classifier, get_tensors
+from bflnode.fl.networks import get_tensors
+from bflnode.fl.prior import WithPrior, with_prior
+from bflnode.fl.rules import PAA, PRIOR_ROWS, Rule
 from bflnode.fl.training import fit
-from bflnode.fl.weights import Tensor
 
-from .method import NOTHING, Gathered, Given, Local, Method, MethodError, Update, named, same_for_all
-from .personal_layers import DECISION
-
-
-class WithPrior(nn.Module):
-    """A classifier whose logits get a constant added: the logarithm of class shares, minus infinity for none."""
-
-    log_prior: torch.Tensor
-
-    def __init__(self, classifier: Classifier, log_prior: torch.Tensor) -> None:
-        super().__init__()
-        self.classifier = classifier
-        self.register_buffer("log_prior", log_prior)
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Logits (batch, classes)."""
-        logits: torch.Tensor = self.classifier(inputs) + self.log_prior
-        return logits
+from .method import NOTHING, Gathered, Given, Local, Method, MethodError, Update, same_for_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +30,7 @@ class PriorRows(Method):
         rows: average decision rows over the holders of their class; False for all clients (ablation).
         prior: add the label prior (ablation).
         mask: minus infinity for absent classes; False gives them the share of half a sample (ablation).
+        clusters: that the ledger looks for, by PAA, to pay clients; nothing is learned from them.
     """
 
     name = "prior-rows"
@@ -56,10 +39,13 @@ class PriorRows(Method):
     rows: bool = True
     prior: bool = True
     mask: bool = True
+    clusters: int = 5
 
     def __post_init__(self) -> None:
         if not self.server_step > 0:
             raise MethodError(f"server_step is {self.server_step}: give more than 0")
+        if self.clusters < 1:
+            raise MethodError(f"clusters is {self.clusters}: give at least 1")
 
     def train(self, local: Local) -> Update:
         """Train with the prior in the loss; send the classifier without it."""
@@ -68,12 +54,9 @@ class PriorRows(Method):
         return Update(sent=get_tensors(model.classifier), kept=NOTHING, model=model, loss=losses[-1])
 
     def aggregate(self, gathered: Gathered) -> Given:
-        """The mean of the steps of all clients, and of the rows of those who hold the class."""
-        everybody = gathered.combined([0] * len(gathered.sent))[0]
-        before = gathered.sent[0].received
-        if self.rows:
-            everybody |= self._rows(gathered)
-        return same_for_all(gathered, moved(before, everybody, self.server_step))
+        """The combination of the steps of all clients, and of the rows of those who hold the class."""
+        rule = Rule(name=PRIOR_ROWS if self.rows else PAA, combination=gathered.combine, server_step=self.server_step)
+        return same_for_all(gathered, gathered.outputs(rule, [0] * len(gathered.sent))[0])
 
     def personal_model(self, local: Local) -> nn.Module:
         """What was received, with the own prior."""
@@ -83,28 +66,10 @@ class PriorRows(Method):
         """What was received: no prior, since nobody knows that of everybody's data."""
         return local.classifier()
 
-    def _rows(self, gathered: Gathered) -> dict[str, Tensor]:
-        """The decision layer, row by row."""
-        layer: dict[str, Tensor] = {
-            name: tensor.copy() for name, tensor in named(DECISION, gathered.sent[0].received).items()
-        }
-        for category in range(gathered.architecture.classes):
-            holders = [sent for sent in gathered.sent if sent.histogram[category] > 0]
-            if not holders:
-                continue
-            tensors = [{name: sent.tensors[name][category] for name in layer} for sent in holders]
-            received = [{name: sent.received[name][category] for name in layer} for sent in holders]
-            for name, row in gathered.combine(tensors, received).items():
-                layer[name][category] = row
-        return layer
-
     def _personal(self, local: Local) -> WithPrior:
-        classifier = local.classifier()
         counts = np.array(local.shard.train.histogram(), dtype=np.float64)
         if not self.prior:
             counts = np.ones_like(counts)
         elif not self.mask:
             counts = np.maximum(counts, 0.5)
-        with np.errstate(divide="ignore"):
-            log_prior = np.log(counts / counts.sum()).astype(np.float32)
-        return WithPrior(classifier, torch.from_numpy(log_prior).to(classifier.decision.weight.device))
+        return with_prior(local.classifier(), counts.tolist())

@@ -51,7 +51,9 @@ from bflnode.consensus.tables import (
     settled_key,
 )
 from bflnode.consensus.task import (
+    MAX_CLIP_PERMILLE,
     MAX_CLUSTERS,
+    MAX_STEP_PERMILLE,
     PERMILLE,
     Combination,
     LearningRound,
@@ -177,6 +179,7 @@ class VirtualChain:
     """The ledger of one run. Clients are numbered by the order of their keys, as the ledger orders them.
 
     Attributes:
+        clusters: that clustering looks for.
         tree: the state after the last block.
         header: of the last block, None before the first.
     """
@@ -187,11 +190,16 @@ class VirtualChain:
         Raises:
             ExperimentError: the ledger doesn't take a task like this.
         """
-        if options.clusters > MAX_CLUSTERS:
-            raise ExperimentError(
-                f"{options.clusters} clusters, and the chain has at most {MAX_CLUSTERS}: "
-                'lower clusters, or set [chain] use = "never"'
-            )
+        for what, value, most in (
+            ("clusters", options.clusters, MAX_CLUSTERS),
+            ("thousandths of server_step", options.step_permille, MAX_STEP_PERMILLE),
+            ("thousandths of clip", options.clip_permille, MAX_CLIP_PERMILLE),
+        ):
+            if not 1 <= value <= most:
+                raise ExperimentError(
+                    f"{value} {what}, and the chain has at most {most} and at least 1: "
+                    'change it, or set [chain] use = "never"'
+                )
         seed = options.seed.to_bytes(8, "big")
         keys = (SecretKey(tagged_hash("experiment-key", seed, n.to_bytes(8, "big"))) for n in range(options.clients))
         self._keys = tuple(sorted(keys, key=lambda key: key.account))
@@ -203,6 +211,7 @@ class VirtualChain:
         self._commit = genesis_commit(self._genesis.chain_id)
         self._unsaved: list[bytes] = []
         self._trouble = ""
+        self.clusters = options.clusters
         self.header: Header | None = None
         try:
             self.tree = genesis_state(self._genesis)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bflnode.consensus.genesis import MAX_GENESIS_ACCOUNTS
+from bflnode.consensus.task import PERMILLE
 from bflnode.consensus.types import MAX_CLIENTS
 from bflnode.node.home import HomeError
 
@@ -31,7 +32,7 @@ MAX_EXPERIMENT_CLIENTS = 100_000
 MAX_SHOWN = 80
 """Characters of a name that an error repeats."""
 
-CHAIN_METHODS = frozenset({"paa"})
+CHAIN_METHODS = frozenset({"paa", "prior-rows"})
 """Methods whose aggregation is a rule of the chain: they run on a real ledger, in virtual time."""
 
 CENTRALISED = "centralised"
@@ -193,8 +194,8 @@ class Experiment(_Section):
         return self.sample or self.clients
 
     def is_on_chain(self, entry: MethodEntry) -> bool:
-        """Whether a method runs on a ledger."""
-        return self.chain.use == "auto" and entry.name in CHAIN_METHODS
+        """Whether a method runs on a ledger; the ablation of `prior-rows` without its rows is no rule of the chain."""
+        return self.chain.use == "auto" and entry.name in CHAIN_METHODS and entry.settings.get("rows", True) is True
 
     def _require_chain_can(self, entry: MethodEntry) -> None:
         remedy = 'or run it without a ledger: [chain] use = "never"'
@@ -208,11 +209,18 @@ class Experiment(_Section):
                 f"{entry.title} runs on the chain, whose genesis has at most {MAX_GENESIS_ACCOUNTS} accounts and not "
                 f"{self.clients}: use fewer clients, {remedy}"
             )
-        if self.robust.name != "mean":
-            raise ValueError(
-                f"{entry.title} runs on the chain, whose rule within a cluster is the mean and not "
-                f"{self.robust.name}: set [robust] to mean, {remedy}"
-            )
+        step = entry.settings.get("server_step", 1.0)
+        for what, value in (("hostile", self.robust.hostile), ("clip", self.robust.clip), ("server_step", step)):
+            if isinstance(value, int | float) and permille(value) / PERMILLE != value:
+                raise ValueError(
+                    f"{entry.title} runs on the chain, which counts {what} in thousandths, and {value} is between two: "
+                    f"set it to {permille(value) / PERMILLE}, {remedy}"
+                )
+
+
+def permille(value: float) -> int:
+    """The nearest number of thousandths."""
+    return round(value * PERMILLE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,22 +14,24 @@ from bflnode.consensus.blob import BlobHasher
 from bflnode.consensus.clustering import cluster, triangle_from_matrix
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.registration import largest_cluster
+from bflnode.consensus.task import Combination, Rule
 from bflnode.consensus.types import TOKEN, BlobId, Hash
 from bflnode.fl.architectures import Architecture
 from bflnode.fl.population import Population, default_architecture, fitting_architecture
 from bflnode.fl.prototypes import choose_probe, serialize_samples
 from bflnode.fl.robust import RobustRule
 from bflnode.fl.weights import parse
+from bflnode.node.aggregation import choice_value
 
 from .chain import ChainOptions, Offer, Outcome, Registration, VirtualChain
-from .file import CENTRALISED, Experiment, ExperimentError, RunPlan
+from .file import CENTRALISED, Experiment, ExperimentError, RunPlan, permille
 from .pool import Pool
 from .results import ClientMeasures, client_rows, mean_of, payout_rows, round_row
 from .store import ExperimentFolder, RunFolder, RunState
 
 if TYPE_CHECKING:
     from bflnode.fl.client_round import ClientJob, ClientResult
-    from bflnode.fl.methods.method import Method, Sent, Tensors
+    from bflnode.fl.methods.method import Gathered, Method, Sent, Tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +171,7 @@ class Run:
         if self.chain is not None:
             return self._aggregate_on_chain(self.chain, number, sent)
         seed = tagged_hash("experiment-probe", *self._place(number))
-        given = self._method.aggregate(self._gathered(number, tuple(sent.values()), seed, cluster_exactly))
+        given = self._method.aggregate(self._gathered(number, tuple(sent.values()), seed))
         received = self._put_all(given.received)
         newcomers = self._put(given.newcomers)
         ids = {client: received[index] for index, client in enumerate(sent)}
@@ -182,24 +184,22 @@ class Run:
         self, chain: VirtualChain, number: int, sent: "dict[int, Sent]"
     ) -> "tuple[_Given, Hash, list[Sequence[object]]]":
         from bflnode.fl.client_round import write_tensors
+        from bflnode.fl.methods.paa import similarities
 
         models = {client: write_tensors(entry.tensors) for client, entry in sent.items()}
         ids = {client: (model_id(model), len(model)) for client, model in models.items()}
 
         def aggregate(offer: Offer) -> Outcome:
-            found: list[Any] = []
-
-            def noted(matrix: Any, clusters: int) -> tuple[int, ...]:
-                found.append(matrix)
-                return cluster_exactly(matrix, clusters)
-
             included = tuple(sent[client] for client in offer.clients)
-            given = self._method.aggregate(self._gathered(number, included, offer.probe_seed, noted))
-            assert given.labels is not None, "a rule of the chain has clusters"
+            gathered = self._gathered(number, included, offer.probe_seed)
+            matrix = similarities(gathered).astype("int64")
+            labels = cluster(matrix, chain.clusters)
+            given = self._method.aggregate(replace(gathered, labels=labels))
             received = self._put_all(given.received)
-            outputs = {label: received[index] for index, label in enumerate(given.labels)}
-            triangle = triangle_from_matrix(found[0].astype("int64"))
-            return Outcome(triangle, tuple(BlobId(bytes.fromhex(outputs[label])) for label in sorted(outputs)))
+            outputs = {label: received[index] for index, label in enumerate(labels)}
+            return Outcome(
+                triangle_from_matrix(matrix), tuple(BlobId(bytes.fromhex(outputs[label])) for label in sorted(outputs))
+            )
 
         later = self._clients(number + 1) if number < self._experiment.rounds else ()
         settled = chain.play_round(ids, later, aggregate)
@@ -210,7 +210,7 @@ class Run:
         received = {client: chain.base(client).hex() for client in sent}
         return _Given(received, newcomers, labels), chain.head, payout_rows(self._plan, settled, chain.number_of)
 
-    def _gathered(self, number: int, sent: "tuple[Sent, ...]", probe_seed: bytes, clustering: Any) -> Any:
+    def _gathered(self, number: int, sent: "tuple[Sent, ...]", probe_seed: bytes) -> "Gathered":
         from bflnode.fl.methods.method import Gathered
 
         probe_set = self._population.held.probe
@@ -222,7 +222,7 @@ class Run:
             architecture=self._architecture,
             sent=sent,
             probe=probe_set.take(probe.indices),
-            cluster=clustering,
+            cluster=cluster_exactly,
             combine=RobustRule(name=robust.name, hostile=robust.hostile, clip=robust.clip),
         )
 
@@ -295,6 +295,11 @@ class Run:
             epochs=experiment.training.epochs,
             batch_size=experiment.training.batch_size,
             learning_rate_micro=max(1, round(experiment.training.learning_rate * 10**6)),
+            rule=Rule[choice_value(self._plan.entry.name)],
+            combination=Combination[choice_value(experiment.robust.name)],
+            hostile_permille=permille(experiment.robust.hostile),
+            clip_permille=permille(experiment.robust.clip),
+            step_permille=permille(getattr(self._method, "server_step", 1.0)),
         )
         return VirtualChain(options, self._registration)
 

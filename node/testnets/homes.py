@@ -43,6 +43,7 @@ from bflnode.consensus.types import TOKEN, BlobId
 from bflnode.fl import architectures, datasets, partition, population, prototypes
 from bflnode.fl.samples import LabelledData, Shard
 from bflnode.node.admission import sign_credential, write_credential
+from bflnode.node.aggregation import choice_value
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import Home, HomeError, make_home, read_secret_key, write_seed
 from bflnode.node.p2p.peer_identity import peer_id_text
@@ -356,12 +357,12 @@ def _specification(
         clusters=options.clusters,
         rho=2,
         psi=options.psi,
-        probe_mode=ProbeMode[enum_name(options.probe_mode)],
+        probe_mode=ProbeMode[choice_value(options.probe_mode)],
         probe_set=probe_set,
         validation_set=validation_set,
-        weighting=Weighting[enum_name(options.weighting)],
-        rule=Rule[enum_name(options.rule)],
-        combination=Combination[enum_name(options.combination)],
+        weighting=Weighting[choice_value(options.weighting)],
+        rule=Rule[choice_value(options.rule)],
+        combination=Combination[choice_value(options.combination)],
         hostile_permille=options.hostile_permille,
         clip_permille=options.clip_permille,
         step_permille=options.step_permille,
@@ -371,11 +372,6 @@ def _specification(
         batch_size=options.batch_size,
         learning_rate_micro=options.learning_rate_micro,
     )
-
-
-def enum_name(word: str) -> str:
-    """The name of a setting's value in the protocol: `prior-rows` is PRIOR_ROWS."""
-    return word.upper().replace("-", "_")
 
 
 def _local_deadlines() -> Deadlines:

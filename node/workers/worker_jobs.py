@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, assert_never, cast
 
 from bflnode.fl import runtime
+from bflnode.fl.aggregation import MAX_MODELS, MAX_WEIGHT
 from bflnode.fl.architectures import Architecture, architecture
+from bflnode.fl.robust import RobustRule
+from bflnode.fl.rules import PRIOR_ROWS, Contribution, Rule, outputs
 from bflnode.fl.samples import LabelledData, load_shard, read_npz
-from bflnode.fl.weights import InvalidWeights, parse
+from bflnode.fl.weights import InvalidWeights, parse, serialize
 
 from .worker_protocol import (
     MAX_PREDICTIONS,
@@ -34,6 +37,7 @@ from .worker_protocol import (
     ProbeSamples,
     PublicProbe,
     Result,
+    RuleSettings,
     TrainJob,
     TrainResult,
     WarmUpJob,
@@ -109,7 +113,7 @@ def _train(job: TrainJob, report: Report, threads: int) -> TrainResult:
 
     chosen, shard = architecture(job.architecture_id), load_shard(Path(job.shard_path))
     with _models([job.base_path], chosen) as (base,):
-        trained = train(chosen, bytes(base), shard, config, report_epoch)
+        trained = train(chosen, bytes(base), shard, config, report_epoch, has_prior=job.has_prior)
     _write(Path(job.output_path), trained.model)
     return TrainResult(
         received_accuracy=trained.received_accuracy,
@@ -120,25 +124,71 @@ def _train(job: TrainJob, report: Report, threads: int) -> TrainResult:
     )
 
 
-def _aggregate(job: AggregateJob, report: Report) -> AggregateResult:
-    from bflnode.fl.aggregation import aggregate
+def rule_of(settings: RuleSettings) -> Rule:
+    """The rule that does what the settings say.
 
-    count = len(job.input_paths)
-    if len(job.weights) != count or len(job.groups) != len(job.output_paths):
-        raise ValueError(
-            f"{count} models with {len(job.weights)} weights, {len(job.groups)} groups with "
-            f"{len(job.output_paths)} outputs: there must be one weight a model and one output a group"
-        )
-    if any(not 0 <= member < count for group in job.groups for member in group):
-        raise ValueError(f"groups {job.groups} name models beyond the {count} given")
-    chosen = architecture(job.architecture_id)
-    sizes = []
-    with _models(job.input_paths, chosen) as models:
-        for done, (group, output) in enumerate(zip(job.groups, job.output_paths, strict=True)):
-            report(done / len(job.groups), f"cluster {done + 1} of {len(job.groups)}")
-            mean = aggregate([models[i] for i in group], [job.weights[i] for i in group], chosen.table)
-            sizes.append(_write(Path(output), mean))
+    Raises:
+        ValueError: there is none.
+    """
+    return Rule(
+        name=settings.name,
+        combination=RobustRule(
+            name=settings.combination, hostile=settings.hostile_permille / 1000, clip=settings.clip_permille / 1000
+        ),
+        server_step=settings.step_permille / 1000,
+    )
+
+
+def _aggregate(job: AggregateJob, report: Report) -> AggregateResult:
+    chosen, rule = architecture(job.architecture_id), rule_of(job.rule)
+    _check_aggregate(job, chosen, rule)
+    sizes: list[int] = []
+    bases = job.base_paths if rule.needs_received else ()
+    with _models((*job.input_paths, *sorted(set(bases))), chosen) as mapped:
+        models = [parse(model, chosen.table) for model in mapped]
+        received = dict(zip(sorted(set(bases)), models[len(job.input_paths) :], strict=True))
+        contributions = [
+            Contribution(
+                sent=models[index],
+                received=received[bases[index]] if bases else {},
+                holds=_bits(job.classes[index], chosen.classes) if job.classes else (),
+                weight=job.weights[index],
+            )
+            for index in range(len(job.input_paths))
+        ]
+        data, last = b"", None
+        for label, output in outputs(rule, contributions, job.labels):
+            report(label / len(job.output_paths), f"cluster {label + 1} of {len(job.output_paths)}")
+            if output is not last:
+                data, last = serialize(output), output
+            sizes.append(_write(Path(job.output_paths[label]), data))
     return AggregateResult(tuple(sizes))
+
+
+def _check_aggregate(job: AggregateJob, chosen: Architecture, rule: Rule) -> None:
+    count = len(job.input_paths)
+    if not 1 <= count == len(job.weights) == len(job.labels) <= MAX_MODELS:
+        raise ValueError(
+            f"{count} models with {len(job.weights)} weights and {len(job.labels)} labels: there must be one each, "
+            f"for 1 to {MAX_MODELS} models"
+        )
+    if set(job.labels) != set(range(len(job.output_paths))):
+        raise ValueError(f"labels {job.labels} with {len(job.output_paths)} outputs: there must be one output a label")
+    if not all(1 <= weight <= MAX_WEIGHT for weight in job.weights):
+        raise ValueError(f"weights go from {min(job.weights)} to {max(job.weights)}: each must be 1 to {MAX_WEIGHT}")
+    if rule.needs_received and len(job.base_paths) != count:
+        raise ValueError(f"{count} models with {len(job.base_paths)} bases: this rule needs one each")
+    sizes = {len(bitmap) for bitmap in job.classes}
+    if rule.name == PRIOR_ROWS and (len(job.classes) != count or sizes != {(chosen.classes + 7) // 8}):
+        raise ValueError(
+            f"{count} models with {len(job.classes)} bitmaps of {sorted(sizes)} bytes: this rule needs one each, "
+            f"with a bit for each of {chosen.classes} classes"
+        )
+
+
+def _bits(bitmap: bytes, count: int) -> list[bool]:
+    """The first `count` bits, least significant first."""
+    return [bool(bitmap[place // 8] >> place % 8 & 1) for place in range(count)]
 
 
 def _matrix(job: MatrixJob) -> MatrixResult:
@@ -177,7 +227,7 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
         is_shard = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
     data = load_shard(path).test if is_shard else _samples(path, chosen)
     with _models([job.model_path], chosen) as (model,):
-        evaluation = evaluate(chosen, model, data)
+        evaluation = evaluate(chosen, model, data, _prior(job.prior_path))
     return EvaluateResult(evaluation.accuracy, evaluation.loss, evaluation.samples)
 
 
@@ -200,9 +250,14 @@ def _predict(job: PredictJob) -> PredictResult:
     if (inputs - inputs != 0).any():
         raise ValueError(f"{job.inputs_path}: inputs have a NaN or an infinity, clean the data first")
     with _models([job.model_path], chosen) as (model,):
-        prediction = predict(chosen, model, inputs)
+        prediction = predict(chosen, model, inputs, _prior(job.prior_path))
     probabilities = tuple(tuple(row) for row in prediction.probabilities.tolist())
     return PredictResult(tuple(prediction.labels.tolist()), probabilities)
+
+
+def _prior(path: str) -> LabelledData | None:
+    """The data whose label prior predicts, where there is one."""
+    return load_shard(Path(path)).train if path else None
 
 
 def _samples(path: Path, chosen: Architecture) -> LabelledData:

@@ -28,6 +28,7 @@ class TrainJob:
 
     Attributes:
         shard_path: what `bflnode.fl.samples.load_shard` reads.
+        has_prior: whether the shard's label prior is added in training and in measuring; see `bflnode.fl.prior`.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
     """
 
@@ -40,6 +41,7 @@ class TrainJob:
     learning_rate: float = 0.001
     seed: int = 0
     device: str = "cpu"
+    has_prior: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +56,36 @@ class TrainResult:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleSettings:
+    """What becomes of models: names as `fl.rules` and `fl.robust` have them, shares and factors in thousandths."""
+
+    name: str = "paa"
+    combination: str = "mean"
+    hostile_permille: int = 200
+    clip_permille: int = 1000
+    step_permille: int = 1000
+
+
+@dataclass(frozen=True, slots=True)
 class AggregateJob:
-    """Average models by clusters.
+    """Make an output of models for each cluster.
 
     Attributes:
         weights: integer weight of each input, in the order of `input_paths`.
-        groups: a tuple of indexes into `input_paths` for each output.
+        labels: the cluster of each input, an index into `output_paths`.
+        rule: what is done with them.
+        base_paths: what each input was trained from; only where the rule needs it.
+        classes: which classes each input's client holds, a bit each, least significant first; only where the rule asks.
     """
 
     architecture_id: str
     input_paths: tuple[str, ...]
     weights: tuple[int, ...]
-    groups: tuple[tuple[int, ...], ...]
+    labels: tuple[int, ...]
     output_paths: tuple[str, ...]
+    rule: RuleSettings = RuleSettings()
+    base_paths: tuple[str, ...] = ()
+    classes: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +146,16 @@ class OwnProbeResult:
 
 @dataclass(frozen=True, slots=True)
 class EvaluateJob:
-    """Measure a model on the test data of a shard, or on a sample file such as a validation set."""
+    """Measure a model on the test data of a shard, or on a sample file such as a validation set.
+
+    Attributes:
+        prior_path: a shard whose label prior predicts with the model; empty for none.
+    """
 
     architecture_id: str
     model_path: str
     data_path: str
+    prior_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +169,16 @@ class EvaluateResult:
 
 @dataclass(frozen=True, slots=True)
 class PredictJob:
-    """Classify a person's samples: an .npz whose `inputs` are (samples, channels, height, width)."""
+    """Classify a person's samples: an .npz whose `inputs` are (samples, channels, height, width).
+
+    Attributes:
+        prior_path: a shard whose label prior predicts with the model; empty for none.
+    """
 
     architecture_id: str
     model_path: str
     inputs_path: str
+    prior_path: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +285,7 @@ class JobRefused:
 WorkerMessage = Hello | RunJob | Progress | JobDone | JobRefused
 
 WORKER_MESSAGES: ProcessMessages[WorkerMessage] = ProcessMessages(
-    *(TrainJob, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, OwnProbeJob, EvaluateJob, PredictJob),
+    *(TrainJob, RuleSettings, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, OwnProbeJob, EvaluateJob, PredictJob),
     *(InitialModelJob, TrainResult, AggregateResult, MatrixResult, OwnProbeResult, EvaluateResult, PredictResult),
     *(InitialModelResult, WarmUpJob, WarmUpResult, Hello, RunJob, Progress, JobDone, JobRefused),
 )

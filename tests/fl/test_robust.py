@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bflnode.fl.robust import RobustRule, RobustRuleError
+from bflnode.fl.robust import RobustRule, RobustRuleError, krum
 from bflnode.fl.weights import Tensor
 
 
@@ -50,11 +50,18 @@ def test_multi_krum_is_the_mean_of_the_best_scores() -> None:
 
 
 @pytest.mark.parametrize("name", ["krum", "multi-krum"])
-def test_krum_refuses_too_few_models_instead_of_rounding_its_precondition_away(name: str) -> None:
+def test_too_few_models_for_krum_are_combined_by_the_median(name: str) -> None:
     rule = RobustRule(name=name, hostile=0.4)  # f = 1 of 4, and 2f + 3 = 5
 
+    assert combined(rule, [model(1), model(2), model(4), model(1000)]) == [3.0]
     with pytest.raises(RobustRuleError, match="at least 2f \\+ 3 models, 5 for f = 1, and there are 4"):
-        combined(rule, [model(1), model(2), model(3), model(4)])
+        krum([model(1), model(2), model(4), model(1000)], 1)
+
+
+def test_the_number_of_hostile_models_is_exact_for_shares_in_thousandths() -> None:
+    counts = [RobustRule(hostile=permille / 1000).count(n) for permille in range(500) for n in range(1, 257)]
+
+    assert counts == [permille * n // 1000 for permille in range(500) for n in range(1, 257)]
 
 
 def test_norm_clipping_shortens_a_step_to_the_median_one() -> None:

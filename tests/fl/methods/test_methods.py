@@ -15,9 +15,9 @@ from bflnode.fl.methods import registry
 from bflnode.fl.methods.fedproto import COUNTS, PROTOTYPES
 from bflnode.fl.methods.method import FedAvg, Gathered, Local, Method, MethodError, Sent, Tensors
 from bflnode.fl.methods.mixtures import Mixture
-from bflnode.fl.methods.prior_rows import WithPrior
 from bflnode.fl.methods.registry import make_method, methods
 from bflnode.fl.networks import get_tensors
+from bflnode.fl.prior import WithPrior
 from bflnode.fl.robust import RobustRule
 from bflnode.fl.samples import LabelledData, Shard, numbered_classes
 from bflnode.fl.training import TrainingConfig, fit, measure

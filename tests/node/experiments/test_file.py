@@ -67,11 +67,31 @@ def test_what_the_chain_cant_hold_is_refused_with_both_ways_out(settings: str, w
     assert parsed(f'{text}[chain]\nuse = "never"\n').clients in (300, 5000)
 
 
-def test_a_robust_rule_that_the_chain_doesnt_have_is_refused_for_methods_of_the_chain() -> None:
-    text = '[[methods]]\nname = "paa"\n[robust]\nname = "median"\n'
+def test_settings_that_the_chain_cant_say_are_refused_for_methods_of_the_chain() -> None:
+    for method, robust, words in (
+        ('"paa"', "hostile = 0.3333", "counts hostile in thousandths, and 0.3333 is between two: set it to 0.333"),
+        ('"prior-rows"\nserver_step = 1.2345', "", "counts server_step in thousandths"),
+    ):
+        text = f'name = "x"\n[[methods]]\nname = {method}\n[robust]\nname = "median"\n{robust}\n'
+        assert words in refusal(text)
+        parsed(f'{text}[chain]\nuse = "never"\n')
 
-    assert "whose rule within a cluster is the mean and not median" in refusal(f'name = "x"\n{text}')
-    assert parsed(f'name = "x"\n{text.replace("paa", "fedavg")}').robust.name == "median"
+
+def test_the_rules_of_the_chain_run_on_it_but_an_ablation_doesnt() -> None:
+    text = """
+name = "x"
+[[methods]]
+name = "paa"
+[[methods]]
+name = "prior-rows"
+[[methods]]
+name = "prior-rows"
+label = "all-rows"
+rows = false
+"""
+    experiment = parsed(text)
+
+    assert [experiment.is_on_chain(entry) for entry in experiment.methods] == [True, True, False]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from bflnode.node.workers.worker_protocol import (
     ProbeSamples,
     PublicProbe,
     RefusalReason,
+    RuleSettings,
     TrainJob,
 )
 from bflnode.node.workers.worker_start import SpawnedWorker, worker_starter
@@ -156,7 +157,7 @@ async def test_aggregation_writes_the_defined_bytes_for_each_cluster(
             ARCHITECTURE,
             input_paths=tuple(str(files / f"model-{seed}") for seed in range(3)),
             weights=(1, 2, 3),
-            groups=((0, 2), (1,)),
+            labels=(0, 1, 0),
             output_paths=tuple(map(str, outputs)),
         )
     )
@@ -236,15 +237,21 @@ async def test_bad_inputs_are_refused_by_name_and_the_worker_lives_on(
     empty.touch()
     good = train_job(files, tmp_path / "trained")
     probe = PublicProbe(str(files / "probe-set"), seed=b"beacon", psi=16)
+    single = AggregateJob(ARCHITECTURE, (good.base_path,), (1,), (0,), (good.output_path,))
     bad_jobs = {
         "no architecture 'unknown'": replace(good, architecture_id="unknown/1x8x8/10"),
         str(hostile): MatrixJob(ARCHITECTURE, (good.base_path, str(hostile)), probe),
-        str(empty): AggregateJob(ARCHITECTURE, (good.base_path, str(empty)), (1, 1), ((0, 1),), (good.output_path,)),
+        str(empty): AggregateJob(ARCHITECTURE, (good.base_path, str(empty)), (1, 1), (0, 0), (good.output_path,)),
         "/nowhere/shard.npz": replace(good, shard_path="/nowhere/shard.npz"),
         "/nowhere/model": replace(good, base_path="/nowhere/model"),
         "tpu": replace(good, device="tpu"),
         "learning rate": replace(good, learning_rate=-1.0),
-        "groups": AggregateJob(ARCHITECTURE, (good.base_path,), (1,), ((5,),), (good.output_path,)),
+        "one output a label": replace(single, labels=(5,)),
+        "2 weights": replace(single, weights=(1, 1)),
+        "weights go from 0": replace(single, weights=(0,)),
+        "no rule 'fastest'": replace(single, rule=RuleSettings(name="fastest")),
+        "1 models with 0 bases": replace(single, rule=RuleSettings(step_permille=2000)),
+        "0 bitmaps": replace(single, rule=RuleSettings(name="prior-rows"), base_paths=(good.base_path,)),
     }
     await trainer.run(InitialModelJob(ARCHITECTURE, 0, str(tmp_path / "initial")))
     process_id = trainer.status().process_id

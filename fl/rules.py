@@ -1,0 +1,146 @@
+"""What becomes of clients' models under each rule: the one implementation, for everybody who computes it.
+
+Methods of experiments, the aggregator of a chain, the committee that repeats its work, and whoever verifies a chain
+call `outputs`. Elementwise float64 in a fixed order, cast to float32 at the end: the same bytes on every machine with
+IEEE 754 arithmetic. Every rule is total: there is a result for any models that are canonical weights of one
+architecture, since on a chain there must be one. Which clients belong together, who holds which classes and what
+weights they have is decided by the caller. No torch.
+
+    paa          a model for each cluster: received + step (combination of what its members sent - received)
+    prior-rows   one model for all: the same over everybody, but row c of the decision layer over those who hold class c
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .aggregation import mean, stepped
+from .architectures import DECISION
+from .robust import RobustRule, Tensors
+from .weights import Tensor
+
+PAA, PRIOR_ROWS = "paa", "prior-rows"
+"""The rules' names."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """A rule with its settings.
+
+    Attributes:
+        name: PAA or PRIOR_ROWS.
+        combination: what makes one model of several.
+        server_step: how far an output goes from what was received towards the combination; 1 is the combination itself,
+            bit for bit. BatchNorm's statistics never take a step: a variance beyond the combined one can be negative.
+    """
+
+    name: str = PAA
+    combination: RobustRule = RobustRule()  # noqa: RUF009 - frozen
+    server_step: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.name not in (PAA, PRIOR_ROWS):
+            raise ValueError(f"there is no rule {self.name!r}: use {PAA} or {PRIOR_ROWS}")
+        if not self.server_step > 0:
+            raise ValueError(f"server_step is {self.server_step}: give more than 0")
+
+    @property
+    def needs_received(self) -> bool:
+        """Whether an output depends on what clients had received, and not only on what they sent."""
+        return self.name == PRIOR_ROWS or self.server_step != 1 or self.combination.name == "norm-clipping"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contribution:
+    """What one client gives to an aggregation.
+
+    Attributes:
+        sent: the model that it trained.
+        received: the model that it trained from; may be left out where the rule doesn't need it.
+        holds: for each class whether the client has samples of it; only PRIOR_ROWS asks.
+        weight: in means; every other combination counts clients equally.
+    """
+
+    sent: Tensors
+    received: Tensors
+    holds: Sequence[bool] = ()
+    weight: int = 1
+
+
+def outputs(
+    rule: Rule, contributions: Sequence[Contribution], labels: Sequence[int]
+) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """The output for each cluster, one after the other: so that not all of them have to be in memory.
+
+    Args:
+        rule: what is done.
+        contributions: of at least one client. Permuting them may change last bits: the caller fixes the order, by key.
+        labels: the cluster of each client.
+
+    Yields:
+        A label, ascending, and its output; where the rule makes one model for all, the same object each time.
+    """
+    assert len(contributions) == len(labels) > 0, (len(contributions), len(labels))
+    if rule.name == PRIOR_ROWS:
+        for_all = _prior_rows(rule, contributions)
+        for label in sorted(set(labels)):
+            yield label, for_all
+        return
+    for label in sorted(set(labels)):
+        members = [entry for entry, own in zip(contributions, labels, strict=True) if own == label]
+        yield label, _stepped(rule, members, _combined(rule, members))
+
+
+def _prior_rows(rule: Rule, everybody: Sequence[Contribution]) -> dict[str, Tensor]:
+    """The rows of the decision layer each combined over the holders of its class, all else over everybody.
+
+    A row without holders stays as it was received. Norm clipping and Krum judge a client by its whole model where
+    everybody is combined, and by the row alone in a row.
+    """
+    combined = _combined(rule, everybody)
+    received = _received(everybody)
+    for name in [name for name in combined if name.startswith(DECISION)]:
+        combined[name] = received[name].copy()
+    layer = [name for name in combined if name.startswith(DECISION)]
+    for category in range(len(everybody[0].holds)):
+        holders = [_row(entry, layer, category) for entry in everybody if entry.holds[category]]
+        if holders:
+            for name, row in _combined(rule, holders).items():
+                combined[name][category] = row
+    return _stepped(rule, everybody, combined)
+
+
+def _row(entry: Contribution, layer: Sequence[str], category: int) -> Contribution:
+    """A client's part in one row of the decision layer: all of its tensors begin with the classes."""
+    return replace(
+        entry,
+        sent={name: np.asarray(entry.sent[name][category]) for name in layer},
+        received={name: np.asarray(entry.received[name][category]) for name in layer},
+    )
+
+
+def _combined(rule: Rule, members: Sequence[Contribution]) -> dict[str, Tensor]:
+    sent = [member.sent for member in members]
+    if rule.combination.name == "mean":
+        return mean(sent, [member.weight for member in members])
+    return rule.combination(sent, [member.received for member in members])
+
+
+def _stepped(rule: Rule, members: Sequence[Contribution], combined: dict[str, Tensor]) -> dict[str, Tensor]:
+    if rule.server_step == 1:
+        return combined
+    return stepped(_received(members), combined, rule.server_step)
+
+
+def _received(members: Sequence[Contribution]) -> Tensors:
+    """What the members had received: of different models the mean."""
+    first = members[0].received
+    if all(_is_same(member.received, first) for member in members):
+        return first
+    return mean([member.received for member in members], [member.weight for member in members])
+
+
+def _is_same(one: Tensors, other: Tensors) -> bool:
+    """Whether two models have the same bits; callers give equal models as one object where they can."""
+    return one is other or all(one[name].tobytes() == other[name].tobytes() for name in other)

@@ -1,0 +1,81 @@
+"""A learning round's aggregation as a job for a trainer process: what aggregators, committees and verifiers ask for.
+
+How the job is done is `fl.rules`' business.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from bflnode.consensus.task import Rule, TaskSpecification, Weighting
+from bflnode.node.workers.worker_jobs import rule_of
+from bflnode.node.workers.worker_protocol import AggregateJob, RuleSettings
+
+
+class Included(Protocol):
+    """A client whose model is aggregated, with what counts of what it registered."""
+
+    @property
+    def samples(self) -> int:
+        """Number of its samples."""
+
+    @property
+    def classes(self) -> bytes:
+        """A `class_bitmap`."""
+
+
+@dataclass(frozen=True, slots=True)
+class AggregationFiles:
+    """Where the files are: a model and, if the rule needs them, a base for each client; an output for each cluster."""
+
+    models: tuple[str, ...]
+    bases: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def aggregate_job(
+    specification: TaskSpecification, clients: Sequence[Included], labels: tuple[int, ...], files: AggregationFiles
+) -> AggregateJob:
+    """The job that makes the outputs of clients, which are in the order of keys, with these labels."""
+    by_samples = specification.weighting is Weighting.SAMPLES
+    return AggregateJob(
+        architecture_id=specification.architecture,
+        input_paths=files.models,
+        weights=tuple(client.samples if by_samples else 1 for client in clients),
+        labels=labels,
+        output_paths=files.outputs,
+        rule=rule_settings(specification),
+        base_paths=files.bases,
+        classes=tuple(client.classes for client in clients),
+    )
+
+
+def needs_bases(specification: TaskSpecification) -> bool:
+    """Whether aggregating takes the models that clients trained from."""
+    return rule_of(rule_settings(specification)).needs_received
+
+
+def has_prior(specification: TaskSpecification) -> bool:
+    """Whether clients train, and predict for themselves, with their label prior."""
+    return specification.rule is Rule.PRIOR_ROWS
+
+
+def rule_settings(specification: TaskSpecification) -> RuleSettings:
+    """The rule of a task."""
+    return RuleSettings(
+        name=choice_name(specification.rule.name),
+        combination=choice_name(specification.combination.name),
+        hostile_permille=specification.hostile_permille,
+        clip_permille=specification.clip_permille,
+        step_permille=specification.step_permille,
+    )
+
+
+def choice_name(name: str) -> str:
+    """How people write a choice of the protocol: PRIOR_ROWS is `prior-rows`."""
+    return name.lower().replace("_", "-")
+
+
+def choice_value(word: str) -> str:
+    """The protocol's name of what people write: `prior-rows` is PRIOR_ROWS."""
+    return word.upper().replace("-", "_")

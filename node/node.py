@@ -19,7 +19,7 @@ from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote, commit
 from bflnode.consensus.ledger import verify_commit
 from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.staking import Standing, standing
-from bflnode.consensus.tables import current_validators
+from bflnode.consensus.tables import ACCOUNTS, current_validators
 from bflnode.consensus.transaction import Evidence
 from bflnode.consensus.types import BlockId
 from bflnode.node.p2p.addresses import host_part
@@ -172,6 +172,7 @@ class Node:
             version=self.version,
             height=lambda: self.chain.height,
             is_validator=lambda account: account in current_validators(self.chain.tree),
+            has_account=lambda account: ACCOUNTS.get(self.chain.tree, account) is not None,
             max_peers=p2p.max_peers,
         )
         self.peers = make_peers(self.network, own, self.home, self.configuration)

@@ -95,6 +95,11 @@ class Discovery:
         return len(self._waiting)
 
     @property
+    def bootstrap(self) -> tuple[str, ...]:
+        """The configured addresses."""
+        return self._settings.bootstrap
+
+    @property
     def book(self) -> AddressBook:
         """The address book."""
         return self._book

@@ -31,6 +31,7 @@ found later. When the library is upgraded, these three modules are to be reviewe
 import logging
 import socket
 import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -325,11 +326,23 @@ class Gate:
         is_banned: whether an IP address is banned.
         max_connections: of one address, handshakes included. Generous: the machines of an organisation may share one.
         clock: in seconds.
+        max_sockets: of all addresses together, but for reserved ones.
+        is_reserved: whether an IP address may have more.
     """
 
-    def __init__(self, is_banned: Callable[[str], bool], max_connections: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        is_banned: Callable[[str], bool],
+        max_connections: int,
+        clock: Callable[[], float],
+        *,
+        max_sockets: int = sys.maxsize,
+        is_reserved: Callable[[str], bool] = lambda _address: False,
+    ) -> None:
         self._is_banned = is_banned
         self._max_connections = max_connections
+        self._max_sockets = max_sockets
+        self._is_reserved = is_reserved
         rate = Rate(ACCEPTS_PER_S, max(ACCEPTS_BURST, 2 * max_connections), drops=True)
         self._rates = RateLimits({_ACCEPT: rate}, clock)
         self._open: Counter[str] = Counter()
@@ -363,6 +376,8 @@ class Gate:
             return "too-many-connections"
         if self._handshakes[address] >= MAX_HANDSHAKES_PER_ADDRESS:
             return "too-many-handshakes"
+        if self._open.total() >= self._max_sockets and not self._is_reserved(address):
+            return "full"
         if self._rates.delay_s(address, _ACCEPT) is None:
             return "too-fast"
         return None

@@ -367,7 +367,7 @@ class HostSettings:
 
     Attributes:
         identity_seed: 32-byte Ed25519 seed of the node key.
-        max_connections: in all.
+        max_connections: in all, besides those that negotiate.
         gate: which inbound connections are taken.
         network_key: 64 hexadecimal digits that all nodes of a private network share; None for an open one.
     """
@@ -386,11 +386,12 @@ def build_host(settings: HostSettings, complain: Complaint) -> GuardedHost:
     peerstore = PeerStore()
     peerstore.add_key_pair(peer, key_pair)
     noise = NoiseTransport(key_pair, noise_privkey=create_new_noise_key_pair().private_key)
+    sockets = settings.max_connections + MAX_HANDSHAKES  # the library stops here, without asking who comes
     limits = ConnectionConfig(
-        max_connections=settings.max_connections,
+        max_connections=sockets,
         min_connections=0,  # both watermarks at 0: the library never dials by itself
         low_watermark=0,
-        high_watermark=settings.max_connections,
+        high_watermark=sockets,
         max_connections_per_peer=4,
         inbound_upgrade_timeout=NEGOTIATION_TIMEOUT_S,
         outbound_upgrade_timeout=NEGOTIATION_TIMEOUT_S,
@@ -408,5 +409,5 @@ def build_host(settings: HostSettings, complain: Complaint) -> GuardedHost:
         connection_config=limits,
     )
     swarm.gate = settings.gate
-    swarm._inbound_limiter.total_tokens = settings.max_connections + MAX_HANDSHAKES
+    swarm._inbound_limiter.total_tokens = sockets
     return GuardedHost(swarm, complain)

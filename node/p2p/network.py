@@ -6,8 +6,9 @@ faults in `libp2p_repairs`, `libp2p_connections` and `libp2p_gossip`.
 """
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,13 +26,22 @@ from multiaddr import Multiaddr
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.node.node_clock import now_ms
 
-from .addresses import parse_address
+from .addresses import host_and_port, parse_address
 from .bans import Ban, Bans
+from .failures import root_cause, unwrapped_errors
 from .inbound import MAX_GOSSIP_BYTES, VIOLATION_COST, Inbound, MessageHandlers
 from .libp2p_connections import Gate, RepairedYamux, check_port_is_free, shielded
 from .libp2p_gossip import RepairedGossipSub, RepairedPubsub
-from .libp2p_repairs import ConnectionWatcher, GuardedHost, HostSettings, ServiceManager, build_host
+from .libp2p_repairs import (
+    MAX_HANDSHAKES,
+    ConnectionWatcher,
+    GuardedHost,
+    HostSettings,
+    ServiceManager,
+    build_host,
+)
 from .notices import MAX_NOTICES, Notices
+from .places import Places, Worth
 from .rate_limits import Rate, RateLimits
 from .redialling import Redialler
 from .scores import Scores
@@ -73,6 +83,9 @@ PUBLISH_TIMEOUT_S = 5.0
 LAST_WORDS_S = 15.0
 """How long what a peer said when it refused us explains that it isn't connected."""
 
+RESERVED_SOCKETS = 32
+"""Inbound sockets that only hosts of reserved peers may have: others may fill the rest with idle ones."""
+
 MAX_CONNECTIONS_PER_PEER = 4
 """Two after a simultaneous dial; a few more while an old one dies."""
 
@@ -87,7 +100,7 @@ class NetworkConfig:
         topics: GossipSub topics to join.
         pushes: protocol ids of one-way framed messages.
         requests: protocol ids of request and answer.
-        max_peers: connected peers beyond which inbound ones are refused, unless they are remembered.
+        max_peers: connected peers beyond which others are refused, unless they are reserved (`places`).
         reserved_peers: connections taken beyond that, for whom the node may still want; it decides when it has greeted
             them.
         max_connections_per_address: inbound ones of one IP address.
@@ -128,13 +141,20 @@ class Network:
         self._handlers = handlers
         self._nursery = nursery
         self._bans = bans
-        self._gate = Gate(bans.__contains__, config.max_connections_per_address, trio.current_time)
         # Twice as many connections as peers: peers that dial each other at once have two. And some to be told why not.
-        connections = 2 * (config.max_peers + config.reserved_peers) + MAX_NOTICES
+        self._most_connections = 2 * (config.max_peers + config.reserved_peers) + MAX_NOTICES
+        self.places = Places(config.max_peers, config.reserved_peers, self._worth_of, trio.current_time)
+        self._gate = Gate(
+            bans.__contains__,
+            config.max_connections_per_address,
+            trio.current_time,
+            max_sockets=self._most_connections + MAX_HANDSHAKES - RESERVED_SOCKETS,
+            is_reserved=self.places.is_reserved_host,
+        )
         self._host: GuardedHost = build_host(
             HostSettings(
                 identity_seed=config.identity_seed,
-                max_connections=connections,
+                max_connections=self._most_connections,
                 gate=self._gate,
                 network_key=config.network_key,
             ),
@@ -200,7 +220,7 @@ class Network:
             raise TransportError(f"{multiaddr} didn't answer in {DIAL_TIMEOUT_S:g} s") from error
         except (BaseLibp2pError, OSError) as error:
             if peer not in self._sessions:  # it may have dialled us meanwhile
-                raise TransportError(f"can't connect to {multiaddr}: {_root_cause(error)}") from error
+                raise TransportError(f"can't connect to {multiaddr}: {root_cause(error)}") from error
         finally:
             done.set()
             self._dials.pop(peer, None)
@@ -250,6 +270,8 @@ class Network:
         _, peer = parse_address(multiaddr)
         if peer != self.peer_id:
             self._redialler.remember(peer, multiaddr, for_ever=for_ever)
+            if for_ever:
+                self.places.reserve_host(host_and_port(multiaddr)[0])
         return peer
 
     def remembered(self) -> tuple[PeerId, ...]:
@@ -449,10 +471,20 @@ class Network:
             return f"banned until {ban.end}: {ban.reason or 'no reason given'}"
         if len(self._swarm.live_connections(ID.from_base58(peer))) > MAX_CONNECTIONS_PER_PEER:
             return f"it has {MAX_CONNECTIONS_PER_PEER} connections already"
-        is_known = peer in self._sessions or peer in self._redialler
-        if len(self._sessions) >= self._config.max_peers + self._config.reserved_peers and not is_known:
-            return f"full: there are {self._config.max_peers} peers already"
-        return None
+        connections = Counter(found.muxed_conn.peer_id.to_base58() for found in self._swarm.get_connections())
+        verdict = self.places.judge(peer, self._sessions, connections, self._most_connections)
+        if verdict.displaced is not None:
+            self.displace(verdict.displaced)
+        return verdict.refusal
+
+    def displace(self, peer: PeerId) -> None:
+        """End the session with a peer soon: its place is needed."""
+        self._nursery.start_soon(
+            self.disconnect, peer, "full: its place is needed for a peer that this node wants more"
+        )
+
+    def _worth_of(self, peer: PeerId) -> Worth:
+        return Worth.RESERVED if self._redialler.is_named(peer) else Worth.STRANGER
 
     async def _refuse(self, connection: INetConn, reason: str) -> None:
         """Close a connection that is not wanted; a peer that has others knows why."""
@@ -548,7 +580,7 @@ async def open_network(
     """
     if len(config.identity_seed) != 32:
         raise ValueError(f"identity seed has {len(config.identity_seed)} bytes, not 32")
-    with _unwrapped_errors():
+    with unwrapped_errors():
         async with trio.open_nursery() as nursery:
             network = Network(config, handlers, nursery, Bans(now_ms) if bans is None else bans)
             async with AsyncExitStack() as stack:
@@ -557,26 +589,6 @@ async def open_network(
             nursery.cancel_scope.cancel()
 
 
-@contextmanager
-def _unwrapped_errors() -> Iterator[None]:
-    """Raise the one exception inside nested exception groups, so that callers can catch it by its type."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-            error = error.exceptions[0]
-        if isinstance(error, BaseExceptionGroup):
-            raise
-        raise error from None
-
-
 def _check_size(data: bytes, limit_bytes: int, what: str) -> None:
     if len(data) > limit_bytes:
         raise ValueError(f"{what} of {len(data)} bytes exceeds {limit_bytes}")
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None or isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error.__cause__ or error
-    return str(error) or type(error).__name__

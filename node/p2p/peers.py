@@ -38,6 +38,7 @@ from .messages import (
     hello_payload,
 )
 from .network import Network, PeerId, RemoteRefusal, TransportError, UnsupportedProtocolError, parse_address
+from .places import Worth
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,9 @@ MAX_HELLO_BYTES = 16 * 1024
 
 RESERVED_FOR_VALIDATORS = 16
 """Connections taken when a node is full, for as long as a hello takes: strangers must not keep validators out."""
+
+MAX_SPEAKERS = 1024
+"""Peers known to have spoken for an account of the chain, the first one known gives way."""
 
 MAX_REFUSALS = 64
 """Refusals kept for the operator, oldest dropped first; one for each peer."""
@@ -106,7 +110,8 @@ class OwnSide:
         version: of the software.
         height: of the chain, now.
         is_validator: whether an account votes, now.
-        max_peers: greeted peers beyond which only validators and remembered ones are taken.
+        has_account: whether the chain has an account, now. Strangers can make keys, but no accounts.
+        max_peers: greeted peers beyond which only configured ones, validators, and members for strangers are taken.
     """
 
     key: SecretKey
@@ -114,6 +119,7 @@ class OwnSide:
     version: str
     height: Callable[[], int]
     is_validator: Callable[[AccountId], bool]
+    has_account: Callable[[AccountId], bool]
     max_peers: int
 
 
@@ -131,11 +137,14 @@ class Peers:
         self._chain_id = own.genesis.chain_id
         self._genesis = genesis_digests(own.genesis)
         self._peers: dict[PeerId, Peer] = {}
-        self._persistent: set[PeerId] = set()
+        self._configured: set[PeerId] = set()
+        self._speakers: dict[PeerId, AccountId] = {}
         self._kept: dict[PeerId, None] = {}
         self._refusals: deque[Refusal] = deque(maxlen=MAX_REFUSALS)
         self._said: set[tuple[PeerId, bool, str]] = set()
         self.discovery = discovery(self)
+        self._configured = {parse_address(address)[1] for address in self.discovery.bootstrap}
+        network.places.worth_of = self.worth_of
 
     async def run(self) -> None:
         """Look for peers until cancelled."""
@@ -147,7 +156,7 @@ class Peers:
         Raises:
             TransportError: the address is malformed.
         """
-        self._persistent.add(self._network.remember(address))
+        self._configured.add(self._network.remember(address))
 
     def all(self) -> tuple[Peer, ...]:
         """Greeted peers, in the order in which they came."""
@@ -160,6 +169,17 @@ class Peers:
     def get(self, peer: PeerId) -> Peer | None:
         """A greeted peer."""
         return self._peers.get(peer)
+
+    def worth_of(self, peer: PeerId) -> Worth:
+        """What a peer is to this node, connected or not; for an account only one speaks at a time."""
+        if peer in self._configured:
+            return Worth.RESERVED
+        account = self._speakers.get(peer)
+        if account is not None and self._own.is_validator(account):
+            return Worth.RESERVED
+        if account is not None and self._own.has_account(account):
+            return Worth.MEMBER
+        return Worth.STRANGER if peer in self._peers else Worth.NEW
 
     def of_account(self, account: AccountId) -> Peer | None:
         """The peer that speaks for an account."""
@@ -202,6 +222,8 @@ class Peers:
         except RemoteRefusal as refusal:
             self._note_refusal(peer, await self._explained(peer, refusal.reason), by_us=False)
         except Rejection as rejection:
+            if rejection.reason is Reason.LIMIT:
+                self._let_go(peer)
             reason = await self._explained(peer, str(rejection))
             self._note_refusal(peer, reason, by_us=True)
         except UnsupportedProtocolError:
@@ -323,6 +345,7 @@ class Peers:
         self._check(peer, hello)
         if not self._network.is_connected(peer):
             return
+        self._note_speaker(peer, hello.account)
         named = {address: _peer_of(address) for address in hello.addresses}
         own = tuple(address for address, whose in named.items() if whose == peer)
         is_new = peer not in self._peers
@@ -350,9 +373,39 @@ class Peers:
             raise Rejection(Reason.MALFORMED, fault="version and addresses are for people: printable ASCII")
         if hello.account == self._own.key.account:
             raise Rejection(Reason.DUPLICATE, fault="another node is running with this account's key", peer=peer)
-        is_known = peer in self._peers or peer in self._persistent or peer in self._kept
-        if len(self._peers) >= self._own.max_peers and not is_known and not self._own.is_validator(hello.account):
+        if len(self._peers) >= self._own.max_peers and peer not in self._peers and peer not in self._configured:
+            self._find_place(hello.account)
+
+    def _find_place(self, account: AccountId) -> None:
+        """A place in a full node for who speaks for an account; raises Rejection where there is none."""
+        if self._own.is_validator(account):
+            return
+        strangers = [peer for peer in self._peers if self.worth_of(peer) is Worth.STRANGER]
+        if not strangers or not self._own.has_account(account) or self.of_account(account) is not None:
             raise Rejection(Reason.LIMIT, fault="this node is full", peers=len(self._peers))
+        self._peers.pop(strangers[-1])
+        self._let_go(strangers[-1])
+        self._network.displace(strangers[-1])
+
+    def _let_go(self, peer: PeerId) -> None:
+        """Don't dial a peer again for which there is no place."""
+        if peer in self._kept:
+            del self._kept[peer]
+            self._network.forget(peer)
+
+    def _note_speaker(self, peer: PeerId, account: AccountId) -> None:
+        """Remember who speaks for an account of the chain; another peer only when that one is gone."""
+        before = [speaker for speaker, spoken_for in self._speakers.items() if spoken_for == account]
+        if any(speaker in self._peers for speaker in before) or not self._own.has_account(account):
+            return
+        for speaker in before:
+            del self._speakers[speaker]
+        if len(self._speakers) >= MAX_SPEAKERS:
+            del self._speakers[next(iter(self._speakers))]
+        self._speakers[peer] = account
+        host = self._network.remote_address(peer)
+        if host is not None:
+            self._network.places.reserve_host(host)
 
     def _keep(self, peer: PeerId, address: str) -> None:
         """Dial a greeted peer again when it is gone."""

@@ -61,6 +61,10 @@ class Redialler:
         """All remembered peers."""
         return tuple(self._scopes)
 
+    def is_named(self, peer: PeerId) -> bool:
+        """Whether a person named a peer."""
+        return peer in self._for_ever
+
     def remember(self, peer: PeerId, address: str, *, for_ever: bool) -> None:
         """Keep a connection to a peer; several addresses are tried in turn."""
         self._addresses.setdefault(peer, {})[address] = None

@@ -204,6 +204,7 @@ async def find_state(home: Home, configuration: Configuration, store: SnapshotSt
             version=software,
             height=lambda: 0,
             is_validator=lambda _account: False,
+            has_account=lambda _account: False,
             max_peers=p2p.max_peers,
         )
         peers = make_peers(network, own, home, configuration)

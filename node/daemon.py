@@ -22,11 +22,10 @@ from bflnode.storage.errors import StorageError
 
 from .configuration import Configuration, load_configuration
 from .home import Home, HomeError
+from .logs import set_up_logging
 from .node import Node, open_node
 
 _log = logging.getLogger(__name__)
-
-LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +117,7 @@ def run_until_stopped(home: Home, flags: dict[str, Any], announce: Callable[[Sta
         HomeError, StorageError, TransportError: it can't start, or the disk failed.
     """
     configuration = load_configuration(home.require(), flags)
-    logging.basicConfig(level=configuration.log_level.upper(), format=LOG_FORMAT, stream=sys.stderr, force=True)
+    set_up_logging(configuration.log_level, home.log_file)
     armed = failpoints.arm()
     if armed is not None:
         _log.warning("the failpoint %s is armed: this process will fail on purpose, which is for tests only", armed)

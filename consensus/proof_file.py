@@ -20,7 +20,7 @@ from .records import Record
 from .rejection import Reason, Rejection
 from .state_proof import MAX_PROOF_BYTES, StateProof, verify_proof
 from .tables import ACCOUNTS, SETTLED, TASKS, Account, settled_key
-from .task import SettledClient, SettledRound, Task, Weighting
+from .task import Rule, SettledClient, SettledRound, Task, Weighting
 from .transaction import MAX_AGGREGATE_BYTES, Fault, Transaction
 from .types import AccountId, AtMost, Between, BlobId, Hash, Unsigned
 
@@ -123,8 +123,9 @@ class ProvenModel:
         client: the client in it, with its cluster and payout.
         model: id of the model that the client revealed.
         output: id of the global model that it is in.
-        members: how many models that is the mean of.
-        weight: of the model in that mean, as numerator and denominator.
+        members: how many models that was made of: the cluster's, or all of them where the rule makes one model for all.
+        weight: of the model in a mean of all of them, as numerator and denominator. How much of a model there is in
+            another combination, and in a row of one class, depends on the models.
         approvals: committee members that attested the aggregation as good.
     """
 
@@ -220,7 +221,10 @@ def describe_model(task: Task, settled: SettledRound, account: AccountId) -> Pro
         raise Rejection(Reason.NOT_PARTICIPANT, client=account, number=settled.slot.number, left_out=left_out)
     if client.revealed is None or client.cluster >= len(aggregation.outputs):
         raise Rejection(Reason.MALFORMED, fault="the learning round contradicts itself", number=settled.slot.number)
-    members = [other for other in settled.clients if other.cluster == client.cluster]
+    is_for_all = task.specification.rule is Rule.PRIOR_ROWS
+    members = [
+        other for other in settled.clients if other.cluster >= 0 and (is_for_all or other.cluster == client.cluster)
+    ]
     is_by_samples = task.specification.weighting is Weighting.SAMPLES
     weight = (client.samples, sum(other.samples for other in members)) if is_by_samples else (1, len(members))
     return ProvenModel(

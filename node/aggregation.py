@@ -1,14 +1,13 @@
 """A learning round's aggregation as a job for a trainer process: what aggregators, committees and verifiers ask for.
 
-How the job is done is `fl.rules`' business.
+How the job is done is `fl.rules`' business. Light to import: the command line names rules.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from bflnode.consensus.task import Rule, TaskSpecification, Weighting
-from bflnode.node.workers.worker_jobs import rule_of
+from bflnode.consensus.task import PERMILLE, Rule, TaskSpecification, Weighting
 from bflnode.node.workers.worker_protocol import AggregateJob, RuleSettings
 
 
@@ -52,6 +51,8 @@ def aggregate_job(
 
 def needs_bases(specification: TaskSpecification) -> bool:
     """Whether aggregating takes the models that clients trained from."""
+    from bflnode.node.workers.worker_jobs import rule_of
+
     return rule_of(rule_settings(specification)).needs_received
 
 
@@ -69,6 +70,13 @@ def rule_settings(specification: TaskSpecification) -> RuleSettings:
         clip_permille=specification.clip_permille,
         step_permille=specification.step_permille,
     )
+
+
+def rule_text(specification: TaskSpecification) -> str:
+    """The rule of a task in a few words, as `prior-rows of median, step 1.5`."""
+    settings = rule_settings(specification)
+    step = "" if settings.step_permille == PERMILLE else f", step {settings.step_permille / PERMILLE:g}"
+    return f"{settings.name} of {settings.combination}{step}"
 
 
 def choice_name(name: str) -> str:

@@ -36,6 +36,7 @@ from bflnode.consensus.tables import (
 from bflnode.consensus.task import LearningRound, Participant, SettledRound, Task, TaskStatus
 from bflnode.consensus.transaction import Transaction
 from bflnode.consensus.types import AccountId, BlockId, Hash, TransactionId
+from bflnode.node.aggregation import rule_text
 from bflnode.node.journal import Journal
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
@@ -533,6 +534,7 @@ def _task_line(task: Task) -> Json:
         "name": specification.name,
         "status": task.status.name.lower(),
         "architecture": specification.architecture,
+        "rule": rule_text(specification),
         "clients": task.clients,
         "round": task.round,
         "rounds": specification.rounds,

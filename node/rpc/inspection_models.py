@@ -7,6 +7,7 @@ from typing import Any
 from bflnode.consensus.keys import account_text
 from bflnode.consensus.task import LearningRound, SettledRound, Task
 from bflnode.consensus.types import AccountId, BlobId
+from bflnode.node.aggregation import has_prior
 from bflnode.storage.blob_store import BlobStore
 
 NO_BLOB = bytes(32)
@@ -70,6 +71,7 @@ def model_json(blobs: BlobStore, task: Task, identifier: str, origin: str) -> di
         "task_name": task.specification.name,
         "architecture": task.specification.architecture,
         "origin": origin,
+        "has_prior": has_prior(task.specification),
         "is_stored": path is not None,
         "path": None if path is None else str(path),
         "size_bytes": None if path is None else path.stat().st_size,

@@ -191,6 +191,11 @@ def make_testnet(directory: Path, options: TestnetOptions) -> Testnet:
             f"a round needs {options.clients_min} clients but there are {options.validators} nodes: "
             "lower --min-clients or raise -v"
         )
+    if options.weighting != "uniform" and options.combination != "mean":
+        raise HomeError(
+            f"{options.combination} counts clients equally: leave out --weighting {options.weighting}, "
+            "or use --combination mean"
+        )
     data = _load_data(options)
     try:
         directory.mkdir(parents=True, exist_ok=True)

@@ -155,7 +155,7 @@ def _render_tasks(tasks: list[dict[str, Any]]) -> None:
     from bflnode.node.amounts import plain_tokens
 
     table(
-        ["number", "name", "task id", "status", "architecture", "clients", "round", "reward", "escrow"],
+        ["number", "name", "task id", "status", "architecture", "rule", "clients", "round", "reward", "escrow"],
         [
             (
                 entry["number"],
@@ -163,6 +163,7 @@ def _render_tasks(tasks: list[dict[str, Any]]) -> None:
                 short(entry["id"]),
                 entry["status"],
                 entry["architecture"],
+                entry["rule"],
                 entry["clients"],
                 f"{entry['round']} of {entry['rounds']}",
                 plain_tokens(entry["reward"]),

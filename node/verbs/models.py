@@ -112,14 +112,21 @@ def model_get(output: Path, force: bool, home: "Home", as_json: bool, **choice: 
 @click.option(
     "--on", "data", type=click.Choice(["own", "global"]), default="own", show_default=True, help="Which data."
 )
+@click.option(
+    "--prior/--no-prior",
+    default=None,
+    help="Add the label prior of the own data; default: on own data, where the task's clients train with it.",
+)
 @home_option
 @json_option
 @task_option
-def model_eval(data: str, home: "Home", as_json: bool, **choice: Any) -> None:
+def model_eval(data: str, prior: bool | None, home: "Home", as_json: bool, **choice: Any) -> None:
     """Measure a model on the test part of this node's own data, or on the global test set."""
     from bflnode.node.configuration import load_configuration, shard_path
     from bflnode.node.workers.worker_protocol import EvaluateJob, EvaluateResult
 
+    if data == "global" and prior:
+        raise CommandError("the global test set is everybody's, and no node's label prior fits it: leave out --prior")
     found = _find(home, **choice)
     path = shard_path(home, load_configuration(home)) if data == "own" else home.test_set
     if not path.is_file():
@@ -129,9 +136,11 @@ def model_eval(data: str, home: "Home", as_json: bool, **choice: Any) -> None:
             else "global test set (`bflnode init --test-set`)"
         )
         raise CommandError(f"this home has no {what}: {path} is missing")
-    result = _run(EvaluateJob(found["architecture"], found["path"], str(path)))
+    has_prior = data == "own" and (found["has_prior"] if prior is None else prior)
+    result = _run(EvaluateJob(found["architecture"], found["path"], str(path), str(path) if has_prior else ""))
     assert isinstance(result, EvaluateResult), result
-    answer = {**found, "on": data, "accuracy": result.accuracy, "loss": result.loss, "samples": result.samples}
+    measured = {"accuracy": result.accuracy, "loss": result.loss, "samples": result.samples}
+    answer = {**found, "has_prior": has_prior, "on": data, **measured}
     emit(answer, as_json, _render_evaluation)
 
 
@@ -139,7 +148,11 @@ def _render_evaluation(answer: dict[str, Any]) -> None:
     facts(
         [
             ("model", f"{answer['id']} ({answer['origin']})"),
-            ("accuracy", f"{percent(answer['accuracy'])} of {answer['samples']} test samples ({answer['on']})"),
+            (
+                "accuracy",
+                f"{percent(answer['accuracy'])} of {answer['samples']} test samples ({answer['on']}"
+                f"{', with its label prior' if answer['has_prior'] else ''})",
+            ),
             ("loss", f"{answer['loss']:.4f} nats"),
         ]
     )
@@ -149,18 +162,23 @@ def _render_evaluation(answer: dict[str, Any]) -> None:
     "predict", epilog=examples("bflnode model predict photos.npz", "bflnode model predict photos.npz --json")
 )
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--prior", is_flag=True, help="Expect classes as often as in this node's own training data.")
 @_choice_options
 @home_option
 @json_option
 @task_option
-def model_predict(file: Path, home: "Home", as_json: bool, **choice: Any) -> None:
+def model_predict(file: Path, prior: bool, home: "Home", as_json: bool, **choice: Any) -> None:
     """Classify samples: FILE is an .npz whose array `inputs` is (samples, channels, height, width)."""
+    from bflnode.node.configuration import load_configuration, shard_path
     from bflnode.node.workers.worker_protocol import PredictJob, PredictResult
 
     if not file.is_file():
         raise CommandError(f"{file} does not exist: give an .npz with an array named inputs")
     found = _find(home, **choice)
-    result = _run(PredictJob(found["architecture"], found["path"], str(file)))
+    own = shard_path(home, load_configuration(home)) if prior else None
+    if own is not None and not own.is_file():
+        raise CommandError(f"this home has no own data to take a prior from: {own} is missing; leave out --prior")
+    result = _run(PredictJob(found["architecture"], found["path"], str(file), "" if own is None else str(own)))
     assert isinstance(result, PredictResult), result
     names = _class_names(home)
     predictions = [

@@ -26,6 +26,11 @@ MAX_NODES = 64
 
 MICRO = 10**6
 
+MILLE = 1000
+
+DEFAULT_STEPS = {"paa": 1.0, "prior-rows": 2.0}
+"""Server's steps by rule: the paper's, and the one that was best in this project's study (docs/experiments.md)."""
+
 
 @click.group(epilog=examples("bflnode testnet run", "bflnode testnet init -v 4 -o net", "bflnode testnet up net"))
 def testnet() -> None:
@@ -41,9 +46,17 @@ def _options(function: Function) -> Function:
 
         chosen = {name: values.pop(name) for name in _OPTION_NAMES}
         learning_rate_micro = round(chosen.pop("learning_rate") * MICRO)
+        step = chosen.pop("server_step") or DEFAULT_STEPS[chosen["rule"]]
         path = chosen.pop("dataset_path")
         dataset_path = "" if path is None else str(path.expanduser().absolute())
-        options = TestnetOptions(**chosen, dataset_path=dataset_path, learning_rate_micro=learning_rate_micro)
+        options = TestnetOptions(
+            hostile_permille=round(chosen.pop("hostile") * MILLE),
+            clip_permille=round(chosen.pop("clip") * MILLE),
+            step_permille=round(step * MILLE),
+            **chosen,
+            dataset_path=dataset_path,
+            learning_rate_micro=learning_rate_micro,
+        )
         return function(*arguments, options=options, **values)
 
     wrapped: Any = with_options
@@ -97,6 +110,39 @@ _OPTIONS = (
         show_default=True,
         help="Weights of models in a cluster's mean.",
     ),
+    click.option(
+        "--rule",
+        type=click.Choice(["paa", "prior-rows"]),
+        default="paa",
+        show_default=True,
+        help="What becomes of models: one for each cluster, or one for all with rows by who holds their class.",
+    ),
+    click.option(
+        "--combination",
+        type=click.Choice(["mean", "median", "trimmed-mean", "krum", "multi-krum", "norm-clipping"]),
+        default="mean",
+        show_default=True,
+        help="How one model is made of several.",
+    ),
+    click.option(
+        "--hostile",
+        type=FiniteRange(0, 0.499),
+        default=0.2,
+        show_default=True,
+        help="Share of hostile models that trimming and Krum count on.",
+    ),
+    click.option(
+        "--clip",
+        type=FiniteRange(0.001, 1000),
+        default=1.0,
+        show_default=True,
+        help="Longest step under norm clipping, in median steps.",
+    ),
+    click.option(
+        "--server-step",
+        type=FiniteRange(0.001, 10),
+        help="How far outputs go towards the combination; default: 2 under prior-rows, else 1.",
+    ),
     click.option("--psi", type=click.IntRange(1, 4096), default=32, show_default=True, help="Samples of a probe."),
     click.option("--base-port", type=click.IntRange(0, 65_535), default=0, help="First port; default: free ones."),
     click.option("--control/--no-control", default=True, help="Also train each node's model on its own data alone."),
@@ -104,7 +150,8 @@ _OPTIONS = (
 
 _OPTION_NAMES = (
     "validators", "rounds", "dataset", "dataset_path", "alpha", "clusters", "seed", "architecture", "samples",
-    "min_clients", "epochs", "batch_size", "learning_rate", "probe_mode", "weighting", "psi", "base_port", "control",
+    "min_clients", "epochs", "batch_size", "learning_rate", "probe_mode", "weighting", "rule", "combination", "hostile",
+    "clip", "server_step", "psi", "base_port", "control",
 )  # fmt: skip
 
 
@@ -146,6 +193,7 @@ def _names(name: str | None) -> tuple[str, ...]:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="New folder for everything.")
 def init(options: "TestnetOptions", output: Path) -> None:
     """Make homes with one genesis, and data spread over them."""
+    from bflnode.node.aggregation import rule_text
     from bflnode.node.testnets.homes import make_testnet
 
     with _complaining():
@@ -153,7 +201,9 @@ def init(options: "TestnetOptions", output: Path) -> None:
     genesis = made.homes[0].load_genesis()
     task = genesis.tasks[0].specification
     click.echo(f"made {output}: {len(made.nodes)} nodes ({made.nodes[0]} to {made.nodes[-1]}), chain {genesis.name}")
-    click.echo(f"  task {task.name}: {task.rounds} rounds, {task.architecture}, {task.clusters} clusters")
+    click.echo(
+        f"  task {task.name}: {task.rounds} rounds, {task.architecture}, {rule_text(task)}, {task.clusters} clusters"
+    )
     click.echo(f"  chain id {genesis.chain_id.hex()}")
     click.echo(f"  {output / 'admission.key'} admits further nodes, whose data is in {output / 'spare'}")
     click.echo(f"next: bflnode testnet up {output}")

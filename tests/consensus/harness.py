@@ -466,10 +466,18 @@ class Harness:
         credential = admission.sign("admit", self.genesis.chain_id, admission_payload(key.account))
         return self.sign(key, Admit(credential))
 
-    def register(self, actor: int, *, samples: int = 100, task: Hash | None = None, **fields: int) -> Transaction:
-        """A TASK_REGISTER, for the first task if none is named."""
-        histogram = (samples - samples // CLASSES, samples // CLASSES)
-        body = TaskRegister(task or self.task_id, samples, histogram, Hash(blob("data", actor)))
+    def register(
+        self,
+        actor: int,
+        *,
+        samples: int = 100,
+        histogram: tuple[int, ...] = (),
+        task: Hash | None = None,
+        **fields: int,
+    ) -> Transaction:
+        """A TASK_REGISTER, for the first task if none is named; of both classes unless a histogram is given."""
+        histogram = histogram or (samples - samples // CLASSES, samples // CLASSES)
+        body = TaskRegister(task or self.task_id, sum(histogram), histogram, Hash(blob("data", actor)))
         return self.sign(actor, body, **{"nonce": self.nonce(actor), **fields})
 
     def leave(self, actor: int, **fields: int) -> Transaction:
@@ -521,7 +529,8 @@ class Harness:
         planted = labels if labels is not None else self.planted(len(current.included))
         matrix = similarity(planted)
         found = set(cluster(matrix, self.task.specification.clusters))
-        outputs = tuple(blob("output", self.slot, label) for label in sorted(found))
+        is_for_all = self.task.specification.rule is Rule.PRIOR_ROWS
+        outputs = tuple(blob("output", self.slot, 0 if is_for_all else label) for label in sorted(found))
         is_public = self.task.specification.probe_mode is ProbeMode.PUBLIC
         opening = None if is_public else self.opening(actor)
         triangle = triangle_from_matrix(matrix)

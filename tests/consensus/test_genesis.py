@@ -29,7 +29,7 @@ from bflnode.consensus.genesis import (
 )
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.keys import SecretKey, account_text
-from bflnode.consensus.task import ProbeMode, Weighting
+from bflnode.consensus.task import Combination, ProbeMode, Rule, Weighting
 from bflnode.consensus.types import MAX_VALIDATORS, TOKEN, AccountId, BlobId, Hash
 
 KEYS = sorted(SecretKey.from_seed(bytes([number]) * 32).account for number in range(4))
@@ -282,6 +282,35 @@ def test_genesis_built_in_code_is_held_to_the_same_rules() -> None:
         validate_genesis(replace(GENESIS, validators=(), queue=()))
 
 
+def test_weights_go_with_the_mean_alone() -> None:
+    specification = replace(TASK.specification, weighting=Weighting.SAMPLES)
+    validate_genesis(replace(GENESIS, tasks=(replace(TASK, specification=specification),)))
+    robust = replace(specification, combination=Combination.KRUM)
+    with pytest.raises(GenesisError) as refused:
+        validate_genesis(replace(GENESIS, tasks=(replace(TASK, specification=robust),)))
+    assert str(refused.value) == (
+        "genesis.tasks[0].specification.weighting: is samples although the combination is KRUM, which counts clients"
+        " equally; use uniform, or the MEAN"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rule", "fastest"),
+        ("combination", "best"),
+        ("hostile_permille", 500),
+        ("clip_permille", 0),
+        ("step_permille", 0),
+        ("step_permille", 10_001),
+    ],
+)
+def test_a_rule_that_there_isnt_is_refused_with_its_place(field: str, value: object) -> None:
+    shown = document()
+    shown["tasks"][0]["specification"][field] = value
+    assert refusal(json.dumps(shown)).startswith(f"genesis.tasks[0].specification.{field}: ")
+
+
 def test_a_task_with_the_aggregators_own_probe_needs_no_probe_set() -> None:
     specification = replace(TASK.specification, probe_mode=ProbeMode.AGGREGATOR, probe_set=BlobId(bytes(32)))
     validate_genesis(replace(GENESIS, tasks=(replace(TASK, specification=specification),)))
@@ -293,6 +322,7 @@ def test_defaults_of_a_task_are_those_of_the_papers_evaluation() -> None:
     assert (task.epochs, task.batch_size, task.learning_rate_micro) == (5, 64, 1_000)
     assert (task.psi, task.clusters, task.tolerance) == (32, 2, 10)
     assert (task.probe_mode, task.weighting) == (ProbeMode.PUBLIC, Weighting.UNIFORM)
+    assert (task.rule, task.combination, task.step_permille) == (Rule.PAA, Combination.MEAN, 1000)
     assert task.deadlines == default_deadlines()
 
 

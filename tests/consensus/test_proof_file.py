@@ -34,7 +34,7 @@ from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.state_proof import prove
 from bflnode.consensus.tables import ACCOUNTS, SETTLED, TASKS, Account, settled_key
-from bflnode.consensus.task import Exclusion, Weighting
+from bflnode.consensus.task import Exclusion, Rule, Weighting
 from bflnode.consensus.types import AccountId, BlockId, Hash
 from tests.consensus.harness import SPECIFICATION, Harness
 
@@ -156,6 +156,17 @@ def test_weight_is_equal_where_the_task_says_so() -> None:
 
     assert isinstance(found, ProvenModel)
     assert found.weight == (1, found.members)
+
+
+def test_where_one_model_is_for_all_it_is_made_of_all_clusters() -> None:
+    harness = Harness(actors=4, rule=Rule.PRIOR_ROWS)
+    harness.register_all()
+    settled_round = harness.play_round()
+    found = check(encode_proof(light_chain(harness), model_claim(harness, 0)), harness).proven
+
+    assert isinstance(found, ProvenModel)
+    assert {client.cluster for client in settled_round.clients} == {0, 1}
+    assert (found.members, found.weight) == (4, (1, 4))
 
 
 def test_client_that_was_left_out_is_in_no_global_model() -> None:

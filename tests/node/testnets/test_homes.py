@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bflnode.consensus.keys import admission_payload, verify
-from bflnode.consensus.task import ProbeMode, Weighting
+from bflnode.consensus.task import Combination, ProbeMode, Rule, Weighting
 from bflnode.consensus.types import TOKEN
 from bflnode.fl import datasets
 from bflnode.fl.architectures import UnknownArchitecture
@@ -96,6 +96,8 @@ def test_the_task_is_what_was_asked_for(tmp_path: Path) -> None:
         learning_rate_micro=50_000,
         probe_mode="aggregator",
         weighting="samples",
+        rule="prior-rows",
+        step_permille=1500,
         psi=8,
         min_clients=2,
         architecture="cnn/1x8x8/10",
@@ -107,9 +109,26 @@ def test_the_task_is_what_was_asked_for(tmp_path: Path) -> None:
     assert (specification.rounds, specification.clusters, specification.psi) == (7, 3, 8)
     assert (specification.epochs, specification.batch_size, specification.learning_rate_micro) == (2, 16, 50_000)
     assert (specification.probe_mode, specification.weighting) == (ProbeMode.AGGREGATOR, Weighting.SAMPLES)
+    assert (specification.rule, specification.step_permille) == (Rule.PRIOR_ROWS, 1500)
     assert (specification.clients_min, specification.clients_start) == (2, NODES)
     assert specification.architecture == "cnn/1x8x8/10"
     assert task.escrow == 7 * specification.reward
+
+
+def test_a_combination_and_its_numbers_are_what_was_asked_for(tmp_path: Path) -> None:
+    options = replace(OPTIONS, combination="trimmed-mean", hostile_permille=250, clip_permille=1500)
+
+    (task,) = make_testnet(tmp_path / "net", options).homes[0].load_genesis().tasks
+
+    found = task.specification
+    assert (found.rule, found.combination) == (Rule.PAA, Combination.TRIMMED_MEAN)
+    assert (found.hostile_permille, found.clip_permille, found.step_permille) == (250, 1500, 1000)
+
+
+def test_weights_that_a_combination_would_ignore_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(HomeError, match="median counts clients equally: leave out --weighting samples"):
+        make_testnet(tmp_path / "net", replace(OPTIONS, combination="median", weighting="samples"))
+    assert not (tmp_path / "net").exists()
 
 
 @pytest.mark.parametrize(("validators", "needed"), [(1, 1), (3, 3), (4, 3), (5, 4), (6, 5), (7, 5), (20, 14)])

@@ -9,15 +9,14 @@ A step from a trusted block to a later one holds if more than 2/3 of the later b
 
 So at least one honest validator of the trusted block stands behind the later one while Byzantine stake is below a
 third (the rules of CometBFT's light client; Braithwaite et al. 2020). Sets of validators travel with the steps and are
-checked against the hashes in headers.
+checked against the hashes in headers. Validators whose stake is no longer at risk may sign a second history without
+loss, so a block leads further only while it is younger than the time for which stake stays bound.
 
 What belongs here: verifying a chain of steps, and choosing a short one. What is proven under the last header is
-`proof_file`'s; where headers are found is `node`'s. What this can't see: validators whose stake is no longer at risk
-may sign a second history without loss, so the trusted block must be younger than the time for which stake stays bound.
-That is the caller's `trusting_period_ms`.
+`proof_file`'s; where headers are found is `node`'s; what a forged chain proves against who signed it, `forgery`'s.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Protocol, Self
@@ -29,7 +28,7 @@ from .quorum import ValidatorSet
 from .records import Record
 from .rejection import Reason, Rejection
 from .tables import Validators
-from .types import AtMost, BlockId, ChainId, Hash, Milliseconds
+from .types import MAX_TIME_MS, AtMost, BlockId, ChainId, Hash, Milliseconds
 
 MAX_STEPS = 128
 """Most steps of a chain: at 256 validators three seconds of checking signatures, and 2.3 MB of commits."""
@@ -39,6 +38,13 @@ MAX_SETS = 2 * MAX_STEPS
 
 CLOCK_DRIFT_MS = 60_000
 """How far a header's time may be ahead of the verifier's clock: what an ordinary machine's clock is wrong by."""
+
+
+DEFAULT_TRUSTING_PERIOD_MS = 21 * 86_400_000
+"""For how long a block is believed on a chain whose genesis isn't at hand: the `unbonding_ms` of most networks."""
+
+ANY_AGE_MS = MAX_TIME_MS
+"""The trusting period of whoever judges the validators otherwise, and believes them for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,8 @@ class Clock:
 
     Attributes:
         now_ms: since the Unix epoch.
-        trusting_period_ms: oldest trusted block; None believes in one of any age.
+        trusting_period_ms: oldest trusted block; None is as long as stake stays bound, by the genesis of the chain
+            where that is at hand.
     """
 
     now_ms: Milliseconds
@@ -141,15 +148,14 @@ def verify_light_chain(chain: LightChain, trust: Trust, clock: Clock) -> Verifie
 
     Raises:
         Rejection: WRONG_HASH or WRONG_CHAIN if the chain doesn't start from the trusted block, EXPIRED if that is too
-            old, NO_QUORUM, NOT_TRUSTED, BAD_SIGNATURE and others for the first step that doesn't hold, WRONG_TIME for
-            a block of the future.
+            old to lead further, NO_QUORUM, NOT_TRUSTED, BAD_SIGNATURE and others for the first step that doesn't hold,
+            WRONG_TIME for a block of the future.
     """
     genesis = _genesis_of(chain)
-    sets = _sets_by_hash(chain.validator_sets if genesis is None else (*chain.validator_sets, _validators(genesis)))
+    sets = sets_of(chain)
     trusted, header, rest = _start(chain, genesis, trust)
-    period_ms = clock.trusting_period_ms
-    if period_ms is not None and trusted.time_ms + period_ms < clock.now_ms:
-        age_ms = clock.now_ms - trusted.time_ms
+    age_ms, period_ms = clock.now_ms - trusted.time_ms, _trusting_period_ms(genesis, trusted, clock)
+    if rest and age_ms > period_ms:
         raise Rejection(Reason.EXPIRED, trusted_height=trusted.height, age_ms=age_ms, trusting_period_ms=period_ms)
     believed = trusted
     for signed in rest:
@@ -161,6 +167,14 @@ def verify_light_chain(chain: LightChain, trust: Trust, clock: Clock) -> Verifie
     if header.time_ms > clock.now_ms + CLOCK_DRIFT_MS:
         raise Rejection(Reason.WRONG_TIME, height=header.height, time_ms=header.time_ms, now_ms=clock.now_ms)
     return VerifiedHeader(header, trusted, len(rest))
+
+
+def _trusting_period_ms(genesis: Genesis | None, trusted: TrustedBlock, clock: Clock) -> Milliseconds:
+    if clock.trusting_period_ms is not None:
+        return clock.trusting_period_ms
+    if genesis is not None and genesis.chain_id == trusted.chain_id:
+        return genesis.parameters.unbonding_ms
+    return DEFAULT_TRUSTING_PERIOD_MS
 
 
 def verify_step(trusted: TrustedBlock, signed: SignedHeader, sets: Mapping[Hash, ValidatorSet]) -> None:
@@ -245,9 +259,15 @@ def _genesis_of(chain: LightChain) -> Genesis | None:
     return Genesis.from_bytes(chain.genesis, max_bytes=MAX_GENESIS_BYTES) if chain.genesis else None
 
 
-def _sets_by_hash(records: Iterable[Validators]) -> dict[Hash, ValidatorSet]:
-    sets = [set_of(record) for record in records]
-    return {found.hash: found for found in sets}
+def sets_of(chain: LightChain) -> dict[Hash, ValidatorSet]:
+    """The sets of validators that a chain brings along, by their hashes.
+
+    Raises:
+        Rejection: MALFORMED for one that is none.
+    """
+    genesis = _genesis_of(chain)
+    records = chain.validator_sets if genesis is None else (*chain.validator_sets, _validators(genesis))
+    return {found.hash: found for found in map(set_of, records)}
 
 
 def _start(

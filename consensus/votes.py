@@ -8,7 +8,7 @@ twice counts for both blocks, once in the sum: as in the paper, where a message 
 from dataclasses import dataclass, field
 
 from .agreement import MAX_BLOCKS_VOTED, Tally
-from .block import Vote, VoteKind
+from .block import Commit, Vote, VoteKind
 from .quorum import ValidatorSet
 from .types import AccountId, BlockId
 
@@ -114,6 +114,13 @@ class VoteBook:
         index = self._validators.index_of(account)
         assert index is not None, "only validators' votes are added"
         return index
+
+
+def votes_in(commit: Commit, validators: ValidatorSet) -> tuple[Vote, ...]:
+    """The precommits that a commit consists of; those of indexes that no validator has are left out."""
+    slot = (VoteKind.PRECOMMIT, commit.height, commit.round, commit.block_id)
+    known = (entry for entry in commit.signatures if entry.index < len(validators))
+    return tuple(Vote(*slot, validators.validators[entry.index].account, entry.signature) for entry in known)
 
 
 def _has_bit(bitmap: bytes, index: int) -> bool:

@@ -12,6 +12,7 @@ from bflnode.node.verbs.completion import completion
 from bflnode.node.verbs.debug import debug
 from bflnode.node.verbs.doctor import doctor
 from bflnode.node.verbs.experiment import experiment
+from bflnode.node.verbs.forgery import evidence_extract
 from bflnode.node.verbs.init import init
 from bflnode.node.verbs.keys import keys_protect, keys_unprotect
 from bflnode.node.verbs.models import model
@@ -58,6 +59,7 @@ for _command in (keys_protect, keys_unprotect):
     keys.add_command(_command)
 for _command in (model_pin, model_unpin):
     model.add_command(_command)
+evidence.add_command(evidence_extract)
 
 
 def main() -> None:

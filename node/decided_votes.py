@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from bflnode.consensus.block import Commit, CommitSignature, Vote, VoteKind
 from bflnode.consensus.quorum import ValidatorSet
-from bflnode.consensus.votes import VoteBook
+from bflnode.consensus.votes import VoteBook, votes_in
 
 
 class DecidedVotes:
@@ -50,17 +50,7 @@ class DecidedVotes:
         """The precommits that a verified commit of this block holds, if it is of the same round."""
         if (commit.height, commit.round) != (self._last.height, self._last.round):
             return ()
-        return tuple(
-            Vote(
-                VoteKind.PRECOMMIT,
-                commit.height,
-                commit.round,
-                commit.block_id,
-                self.validators.validators[entry.index].account,
-                entry.signature,
-            )
-            for entry in commit.signatures
-        )
+        return votes_in(commit, self.validators)
 
     def is_new(self, vote: Vote) -> bool:
         """Whether a vote that this concerns says something that isn't known."""

@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .inspection import Inspector
-from .proofs import proof
+from .proofs import commit, proof
 from .refusals import ParameterError
 
 INSPECTIONS: dict[str, Callable[..., Any]] = {
@@ -36,6 +36,7 @@ INSPECTIONS: dict[str, Callable[..., Any]] = {
     "models": Inspector.models,
     "model": Inspector.model,
     "journal": Inspector.journal,
+    "commit": commit,
     "proof": proof,
 }
 """Methods that a stopped home answers as well; CometBFT's names where it has one."""

@@ -10,7 +10,7 @@ proven under its own block.
 from dataclasses import dataclass
 
 from bflnode.consensus.block import Header
-from bflnode.consensus.light import make_light_chain
+from bflnode.consensus.light import SignedHeader, make_light_chain
 from bflnode.consensus.merkle import inclusion_proof
 from bflnode.consensus.proof_file import (
     BalanceClaim,
@@ -23,7 +23,7 @@ from bflnode.consensus.proof_file import (
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.state import StateTree
 from bflnode.consensus.state_proof import prove
-from bflnode.consensus.tables import ACCOUNTS, SETTLED, TASKS, settled_key
+from bflnode.consensus.tables import ACCOUNTS, SETTLED, TASKS, Validators, settled_key
 from bflnode.consensus.task import LearningRound
 from bflnode.consensus.types import TransactionId
 from bflnode.storage.chain_store import ChainStore
@@ -39,6 +39,19 @@ class Collected:
     kind: str
     claim: Claim
     header: Header
+
+
+def commit(inspector: Inspector, *, height: int) -> Json | None:
+    """What makes a block final, as canonical records: header with commit, and its validators; None if unknown."""
+    store = inspector.sources.store
+    if not max(1, store.base) <= height <= store.tip().height:
+        return None
+    header = store.header(height)
+    validators = store.validator_set(header.validators_hash)
+    if validators is None:
+        return None
+    signed = SignedHeader(header, store.commit(height))
+    return {"signed": signed.to_bytes().hex(), "validators": Validators(validators.validators).to_bytes().hex()}
 
 
 def proof(

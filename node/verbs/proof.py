@@ -30,6 +30,13 @@ COPY_BYTES = 1024 * 1024
 """Piece in which a model file is hashed."""
 
 
+def _as_trusting_period(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
+    """A length of time, or "any"."""
+    from bflnode.consensus.light import ANY_AGE_MS
+
+    return ANY_AGE_MS if value == "any" else _as_milliseconds(context, parameter, value)
+
+
 def _as_milliseconds(_context: click.Context, _parameter: click.Parameter, value: str | None) -> int | None:
     """A length of time such as 90s, 10m, 12h or 14d."""
     if value is None:
@@ -185,9 +192,9 @@ def _render_made(answer: dict[str, Any]) -> None:
 @click.option("--genesis", type=click.Path(path_type=Path), help="The genesis file that you trust.")
 @click.option(
     "--trusting-period",
-    metavar="TIME",
-    callback=_as_milliseconds,
-    help="Refuse if the trusted block is older, such as 14d.",
+    metavar="TIME|any",
+    callback=_as_trusting_period,
+    help="Refuse if the trusted block is older; default: as long as stake stays bound (without a genesis 21d).",
 )
 @click.option(
     "--max-age", metavar="TIME", callback=_as_milliseconds, help="Refuse if what is proven is older, such as 10m."
@@ -218,7 +225,7 @@ def proof_check(
         raise click.UsageError("say what you trust: either --trust HEIGHT:ID, --trust CHAIN or --genesis FILE.")
     now_ms = time.time_ns() // 1_000_000
     try:
-        body = _read_proof(file)
+        body = read_proof(file)
         body, trusted = _with_genesis(body, genesis) if genesis else (body, _parse_trust(trust))
         checked = check_proof(body, trusted, Clock(now_ms, trusting_period))
     except Rejection as rejection:
@@ -236,7 +243,7 @@ def proof_check(
     emit(answer, as_json, _render_check)
 
 
-def _read_proof(file: Path) -> "ProofBody":
+def read_proof(file: Path) -> "ProofBody":
     """Read a proof file, of any size."""
     from bflnode.consensus.proof_file import MAX_PROOF_FILE_BYTES, decode_proof
 
@@ -286,7 +293,7 @@ def _unbonding_ms(body: "ProofBody", trust: "Trust") -> int | None:
 def _checked_by_its_start(data: bytes) -> "CheckedProof":
     """Check a proof as somebody would who trusts its start: what a node answers may be wrong."""
     from bflnode.consensus.genesis import MAX_GENESIS_BYTES, Genesis
-    from bflnode.consensus.light import Clock, Trust
+    from bflnode.consensus.light import ANY_AGE_MS, Clock, Trust
     from bflnode.consensus.proof_file import check_proof, decode_proof
     from bflnode.consensus.rejection import Rejection
     from bflnode.consensus.types import BlockId
@@ -299,7 +306,7 @@ def _checked_by_its_start(data: bytes) -> "CheckedProof":
         else:
             genesis = Genesis.from_bytes(body.chain.genesis, max_bytes=MAX_GENESIS_BYTES)
             trust = Trust(0, BlockId(genesis.chain_id))
-        return check_proof(body, trust, Clock(time.time_ns() // 1_000_000))
+        return check_proof(body, trust, Clock(time.time_ns() // 1_000_000, ANY_AGE_MS))
     except Rejection as rejection:
         raise CommandError(
             f"the node's proof doesn't hold ({rejection}): see `bflnode chain verify`, or ask another node",

@@ -9,13 +9,15 @@ from bflnode.consensus.keys import account_text
 from bflnode.consensus.proof_file import CheckedProof, Proven, ProvenBalance, ProvenModel, ProvenTransaction
 from bflnode.consensus.record_json import record_to_json
 from bflnode.consensus.rejection import Reason, Rejection
+from bflnode.node.aggregation import rule_text
 from bflnode.node.amounts import tokens_text
 
 SHOWN_FIELD = 160
 """Characters of a field of a transaction's body in a terminal: a similarity matrix has 130,000."""
 
 REMEDIES = {
-    Reason.EXPIRED: "get a newer block to trust, from a source other than who gave the proof",
+    Reason.EXPIRED: "stake of that time may be free again: get a newer block to trust, not from who gave the file,"
+    " or say with --trusting-period (a time, or `any`) for how long you believe its validators",
     Reason.MALFORMED: "get the file again, it may be damaged",
     Reason.NOT_TRUSTED: "too few of the validators that you trust signed the later block: get a newer one to trust",
     Reason.TOO_LARGE: "no proof is as large as that",
@@ -100,6 +102,7 @@ def _model_json(proven: ProvenModel) -> dict[str, Any]:
         "settled_height": settled.height,
         "settled_ms": settled.settled_header_ms,
         "cluster": client.cluster,
+        "rule": rule_text(specification),
         "members": proven.members,
         "weight": list(proven.weight),
         "gross": client.gross,
@@ -145,7 +148,7 @@ def _model_facts(proven: dict[str, Any]) -> list[tuple[str, object]]:
         ("proven", f"the client's model is in the global model of cluster {proven['cluster']}"),
         ("client", proven["client"]),
         ("its model", proven["model"]),
-        ("global model", f"{proven['output']}, the mean of {proven['members']} models"),
+        ("global model", f"{proven['output']}, of {proven['members']} models by {proven['rule']}"),
         ("weight", f"{part} of {whole}"),
         ("payout", tokens_text(proven["net"])),
         ("learning round", f"{proven['round']} of task {proven['task_name']} ({proven['architecture']})"),

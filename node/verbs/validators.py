@@ -152,9 +152,9 @@ def _amount(text: str) -> int:
     return micro_tokens
 
 
-@click.group(epilog=examples("bflnode evidence list"))
+@click.group(epilog=examples("bflnode evidence list", "bflnode evidence extract forged.proof --send"))
 def evidence() -> None:
-    """Show who was slashed, and the proofs."""
+    """Show who was slashed, and the proofs; find such proofs in a forged proof file."""
 
 
 @evidence.command("list", epilog=examples("bflnode evidence list", "bflnode evidence list --json"))

@@ -17,7 +17,9 @@ from bflnode.consensus.block import (
     sign_vote,
 )
 from bflnode.consensus.light import (
+    ANY_AGE_MS,
     CLOCK_DRIFT_MS,
+    DEFAULT_TRUSTING_PERIOD_MS,
     MAX_STEPS,
     Clock,
     LightChain,
@@ -116,7 +118,7 @@ def signed(header: Header, own: ValidatorSet, absent: Iterable[AccountId] = ()) 
     return SignedHeader(header, Commit(header.height, 0, header.id, tuple(entries)))
 
 
-def clock(chain: SignedChain, after_ms: int = 0, trusting_period_ms: int | None = None) -> Clock:
+def clock(chain: SignedChain, after_ms: int = 0, trusting_period_ms: int | None = ANY_AGE_MS) -> Clock:
     return Clock(chain.headers[-1].time_ms + after_ms, trusting_period_ms)
 
 
@@ -349,6 +351,37 @@ def test_trusted_block_older_than_the_trusting_period_is_refused(age_ms: int, is
     with pytest.raises(Rejection) as refused:
         verify_light_chain(STEADY.chain(17), STEADY.at(17), now)
     assert refused.value.reason is Reason.EXPIRED
+
+
+def test_by_default_a_block_is_believed_for_as_long_as_stake_stays_bound() -> None:
+    """By the genesis where the chain has it, also behind a block that is trusted; else by what is usual."""
+    unbonding_ms = STEADY.genesis.parameters.unbonding_ms
+    assert unbonding_ms < DEFAULT_TRUSTING_PERIOD_MS
+    for proof, trust, trusted_ms, period_ms in (
+        (STEADY.chain(), STEADY.trust, STEADY.genesis.time_ms, unbonding_ms),
+        (STEADY.chain(17), STEADY.at(17), STEADY.header(17).time_ms, DEFAULT_TRUSTING_PERIOD_MS),
+    ):
+        assert verify_light_chain(proof, trust, Clock(trusted_ms + period_ms)).header.height == 40
+        with pytest.raises(Rejection) as refused:
+            verify_light_chain(proof, trust, Clock(trusted_ms + period_ms + 1))
+        assert refused.value.reason is Reason.EXPIRED
+    through = replace(STEADY.chain(17), genesis=STEADY.genesis.to_bytes())
+    with pytest.raises(Rejection) as refused:
+        verify_light_chain(through, STEADY.at(17), Clock(STEADY.header(17).time_ms + unbonding_ms + 1))
+    assert refused.value.reason is Reason.EXPIRED
+
+
+def test_a_genesis_of_another_chain_does_not_lengthen_the_trust() -> None:
+    patient = replace(STEADY.genesis, parameters=replace(STEADY.genesis.parameters, unbonding_ms=365 * 86_400_000))
+    proof = replace(STEADY.chain(17), genesis=patient.to_bytes())
+    with pytest.raises(Rejection) as refused:
+        verify_light_chain(proof, STEADY.at(17), Clock(STEADY.header(17).time_ms + DEFAULT_TRUSTING_PERIOD_MS + 1))
+    assert refused.value.reason is Reason.EXPIRED
+
+
+def test_a_trusted_block_of_any_age_leads_to_itself() -> None:
+    now = Clock(STEADY.header(17).time_ms + 2 * DEFAULT_TRUSTING_PERIOD_MS)
+    assert verify_light_chain(STEADY.chain(17, 17), STEADY.at(17), now).steps == 0
 
 
 @pytest.mark.parametrize(("ahead_ms", "is_refused"), [(CLOCK_DRIFT_MS, False), (CLOCK_DRIFT_MS + 1, True)])

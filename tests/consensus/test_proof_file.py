@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bflnode.consensus.block import Commit, Header, transactions_root
 from bflnode.consensus.encoding import encode
-from bflnode.consensus.light import Clock, LightChain, Trust, make_light_chain
+from bflnode.consensus.light import ANY_AGE_MS, Clock, LightChain, Trust, make_light_chain
 from bflnode.consensus.merkle import inclusion_proof
 from bflnode.consensus.proof_file import (
     MAGIC,
@@ -103,7 +103,7 @@ def transaction_claim(harness: Harness, height: int, index: int) -> TransactionC
 def check(data: bytes, harness: Harness | None = None) -> CheckedProof:
     harness = harness or settled()
     trust = Trust(0, BlockId(harness.genesis.chain_id))
-    return check_proof(decode_proof(data), trust, Clock(harness.now_ms))
+    return check_proof(decode_proof(data), trust, Clock(harness.now_ms, ANY_AGE_MS))
 
 
 def refusal(data: bytes, harness: Harness | None = None) -> Rejection:
@@ -279,7 +279,7 @@ def test_files_have_the_format_that_is_documented() -> None:
     assert check(data).proven == ProvenBalance(NOBODY, None)
     anchored = (b"", (header_value,), (), ())
     from_anchor = decode_proof(encode(("bflnode proof", 1, encode((anchored, 1, claim)))))
-    found = check_proof(from_anchor, Trust(header.height, header.id), Clock(harness.now_ms))
+    found = check_proof(from_anchor, Trust(header.height, header.id), Clock(harness.now_ms, ANY_AGE_MS))
     assert (found.proven, found.verified.steps) == (ProvenBalance(NOBODY, None), 0)
     assert encode(("bflnode proof", 1, encode(((*chain[:3], ()), 1, claim)))) == proof(balance_claim(harness, NOBODY))
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from bflnode.consensus.keys import account_text
 from bflnode.consensus.ledger import validate_block
-from bflnode.consensus.light import Clock, Trust
+from bflnode.consensus.light import ANY_AGE_MS, Clock, Trust
 from bflnode.consensus.proof_file import BalanceClaim, ProvenBalance, check_proof, decode_proof, encode_proof
 from bflnode.consensus.tables import current_validators
 from bflnode.consensus.task import MAX_PHASE_MS
@@ -38,6 +38,9 @@ from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.errors import MissingError
 from tests.consensus.harness import Harness, Setup
 from tests.node.stored_homes import ABSENT, COPIER, faulty_home, home_with, learning_home, learning_keys, store_chain
+
+ANY_AGE = ("--trusting-period", "any")
+"""The chains of these tests are of 1970."""
 
 LATER_MS = 4_000_000_000_000
 """A time after all blocks here."""
@@ -151,7 +154,7 @@ def offline(folder: Path, *arguments: str | Path) -> "subprocess.CompletedProces
 
 def test_proof_of_a_model_is_checked_without_home_node_or_torch(learned: Learned, tmp_path: Path) -> None:
     trust = ("--genesis", learned.genesis, "--model", learned.file("update.safetensors"), "--json")
-    done = offline(tmp_path / "away", "proof", "check", learned.file("model.proof"), *trust)
+    done = offline(tmp_path / "away", "proof", "check", *ANY_AGE, learned.file("model.proof"), *trust)
 
     assert (done.returncode, done.stderr) == (0, "")
     assert list((tmp_path / "away").iterdir()) == []
@@ -166,7 +169,9 @@ def test_refused_proof_is_one_line_and_exit_code_4_offline(learned: Learned, tmp
     data = bytearray(learned.file("balance.proof").read_bytes())
     data[-70] ^= 1
     (tmp_path / "forged.proof").write_bytes(data)
-    done = offline(tmp_path / "away", "proof", "check", tmp_path / "forged.proof", "--genesis", learned.genesis)
+    done = offline(
+        tmp_path / "away", "proof", "check", *ANY_AGE, tmp_path / "forged.proof", "--genesis", learned.genesis
+    )
 
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (4, "", 1)
     assert "forged.proof proves nothing to you: wrong-root" in done.stderr
@@ -176,39 +181,39 @@ def test_refused_proof_is_one_line_and_exit_code_4_offline(learned: Learned, tmp
 
 
 def test_balance_and_transaction_are_proven(learned: Learned) -> None:
-    balance = read("proof", "check", learned.file("balance.proof"), "--genesis", learned.genesis)
+    balance = read("proof", "check", *ANY_AGE, learned.file("balance.proof"), "--genesis", learned.genesis)
     account = read("account", "--home", learned.home)
     head = read("chain", "head", "--home", learned.home)
     assert balance["proven"] == {key: account[key] for key in ("account", "exists", "balance", "nonce")}
     assert (balance["height"], balance["block"], balance["time_ms"]) == (head["height"], head["id"], head["time_ms"])
 
-    transaction = read("proof", "check", learned.file("tx.proof"), "--genesis", learned.genesis)
+    transaction = read("proof", "check", *ANY_AGE, learned.file("tx.proof"), "--genesis", learned.genesis)
     stored = read("tx", transaction["proven"]["id"], "--home", learned.home)
     assert transaction["height"] == stored["height"] == 3
     assert transaction["proven"] == {key: stored[key] for key in transaction["proven"]}
 
 
 def test_absence_of_an_account_is_proven(learned: Learned) -> None:
-    found = read("proof", "check", learned.file("nobody.proof"), "--genesis", learned.genesis)
+    found = read("proof", "check", *ANY_AGE, learned.file("nobody.proof"), "--genesis", learned.genesis)
 
     assert found["proven"] == {"account": NOBODY, "exists": False, "balance": 0, "nonce": 0}
-    words = run("proof", "check", learned.file("nobody.proof"), "--genesis", learned.genesis).stdout
+    words = run("proof", "check", *ANY_AGE, learned.file("nobody.proof"), "--genesis", learned.genesis).stdout
     assert "there is no such account" in words
 
 
 def test_chain_id_is_trust_enough(learned: Learned) -> None:
     chain = read("status", "--home", learned.home)["chain_id"]
     for name in ("balance.proof", "nobody.proof", "model.proof", "tx.proof"):
-        assert read("proof", "check", learned.file(name), "--trust", chain)["trusted_height"] == 0
+        assert read("proof", "check", *ANY_AGE, learned.file(name), "--trust", chain)["trusted_height"] == 0
 
 
 def test_proof_from_a_block_is_checked_by_who_trusts_that_block(learned: Learned) -> None:
     block = read("block", "9", "--home", learned.home)["id"]
     chain = read("status", "--home", learned.home)["chain_id"]
-    found = read("proof", "check", learned.file("late.proof"), "--trust", f"9:{block}")
+    found = read("proof", "check", *ANY_AGE, learned.file("late.proof"), "--trust", f"9:{block}")
     assert (found["trusted_height"], found["trusted_block"], found["unbonding_ms"]) == (9, block, None)
 
-    late = ("proof", "check", learned.file("late.proof"), "--trust")
+    late = ("proof", "check", *ANY_AGE, learned.file("late.proof"), "--trust")
     assert "wrong-hash" in complaint(run(*late, f"9:{chain}"), 4)
     assert "wrong-height" in complaint(run(*late, f"8:{block}"), 4)
     assert "doesn't start from the genesis" in complaint(run(*late, chain), 4)
@@ -216,7 +221,7 @@ def test_proof_from_a_block_is_checked_by_who_trusts_that_block(learned: Learned
 
 def test_check_prints_as_of_when_and_refuses_what_is_too_old(learned: Learned) -> None:
     """A lying node can only hand out an old proof: it is true of its time, which is shown and can be bounded."""
-    check = ("proof", "check", learned.file("balance.proof"), "--genesis", learned.genesis)
+    check = ("proof", "check", *ANY_AGE, learned.file("balance.proof"), "--genesis", learned.genesis)
     result = run(*check)
 
     assert result.exit_code == 0
@@ -226,21 +231,24 @@ def test_check_prints_as_of_when_and_refuses_what_is_too_old(learned: Learned) -
     assert run(*check, "--max-age", "999999d").exit_code == 0
 
 
-def test_trusted_block_that_is_too_old_is_refused_on_demand(learned: Learned) -> None:
+def test_trusted_block_that_is_too_old_is_refused_unless_its_reader_says_otherwise(learned: Learned) -> None:
     check = ("proof", "check", learned.file("balance.proof"), "--genesis", learned.genesis)
 
+    assert "say with --trusting-period (a time, or `any`)" in complaint(run(*check), 4)
     assert "expired" in complaint(run(*check, "--trusting-period", "14d"), 4)
+    assert run(*check, "--trusting-period", "any").exit_code == 0
+    assert "no length of time" in complaint(run(*check, "--trusting-period", "all"), 2)
     assert run(*check, "--trusting-period", "999999d").exit_code == 0
 
 
 def test_age_beyond_the_unbonding_time_is_pointed_out(learned: Learned) -> None:
-    result = run("proof", "check", learned.file("balance.proof"), "--genesis", learned.genesis)
+    result = run("proof", "check", *ANY_AGE, learned.file("balance.proof"), "--genesis", learned.genesis)
 
     assert "stake stays bound for 21.0 days only" in result.stdout
 
 
 def test_model_file_is_told_from_others(learned: Learned, tmp_path: Path) -> None:
-    check = ("proof", "check", learned.file("model.proof"), "--genesis", learned.genesis, "--model")
+    check = ("proof", "check", *ANY_AGE, learned.file("model.proof"), "--genesis", learned.genesis, "--model")
     output = read(*check, learned.file("update.safetensors"))["proven"]["output"]
     read("model", "get", "--id", output, "--home", learned.home, "-o", tmp_path / "global.safetensors")
     other = bytearray((tmp_path / "global.safetensors").read_bytes())
@@ -250,20 +258,20 @@ def test_model_file_is_told_from_others(learned: Learned, tmp_path: Path) -> Non
     assert read(*check, tmp_path / "global.safetensors")["model_file"] == "global model"
     assert "is neither the client's model" in complaint(run(*check, tmp_path / "other.safetensors"), 4)
     assert "cannot read" in complaint(run(*check, tmp_path / "missing"), 1)
-    needs = run("proof", "check", learned.file("tx.proof"), "--genesis", learned.genesis, "--model", "x")
+    needs = run("proof", "check", *ANY_AGE, learned.file("tx.proof"), "--genesis", learned.genesis, "--model", "x")
     assert "needs a proof of a model" in complaint(needs, 1)
 
 
 def test_check_needs_to_know_what_is_trusted(learned: Learned) -> None:
-    check = ("proof", "check", learned.file("balance.proof"))
+    check = ("proof", "check", *ANY_AGE, learned.file("balance.proof"))
 
     assert "say what you trust" in complaint(run(*check), 2)
     assert "say what you trust" in complaint(run(*check, "--trust", "1:00", "--genesis", learned.genesis), 2)
     assert "neither HEIGHT:ID nor a chain's id" in complaint(run(*check, "--trust", "head"), 2)
     assert "no length of time" in complaint(run(*check, "--trust", "00" * 32, "--max-age", "10"), 2)
     assert "cannot read the genesis" in complaint(run(*check, "--genesis", learned.file("tx.proof")), 1)
-    assert "cannot read" in complaint(run("proof", "check", "missing", "--trust", "00" * 32), 1)
-    assert "no proof file" in complaint(run("proof", "check", learned.genesis, "--trust", "00" * 32), 4)
+    assert "cannot read" in complaint(run("proof", "check", *ANY_AGE, "missing", "--trust", "00" * 32), 1)
+    assert "no proof file" in complaint(run("proof", "check", *ANY_AGE, learned.genesis, "--trust", "00" * 32), 4)
 
 
 def test_file_is_not_overwritten_unasked(learned: Learned) -> None:
@@ -305,7 +313,7 @@ def test_proof_leads_through_a_complete_change_of_validators(changing: tuple[Hom
     home, harness = changing
     file = tmp_path / "balance.proof"
     read("proof", "balance", "--home", home.root, "-o", file)
-    found = read("proof", "check", file, "--genesis", home.genesis_file)
+    found = read("proof", "check", *ANY_AGE, file, "--genesis", home.genesis_file)
 
     first, last = {validator.account for validator in harness.genesis.validators}, current_validators(harness.tree)
     assert not first & set(last.accounts)
@@ -323,7 +331,7 @@ def test_step_over_a_complete_change_of_validators_is_not_believed(
     direct = encode_proof(replace(body.chain, steps=body.chain.steps[-1:]), claim)
     (tmp_path / "direct.proof").write_bytes(direct)
 
-    said = complaint(run("proof", "check", tmp_path / "direct.proof", "--genesis", home.genesis_file), 4)
+    said = complaint(run("proof", "check", *ANY_AGE, tmp_path / "direct.proof", "--genesis", home.genesis_file), 4)
     assert "not-trusted" in said
 
 
@@ -340,7 +348,7 @@ def test_node_that_began_from_a_snapshot_proves_from_there_on(changing: tuple[Ho
         answer = proof(inspector, kind="balance", start=base.height)
 
     body = decode_proof(bytes.fromhex(answer["proof"]))
-    found = check_proof(body, Trust(base.height, base.id), Clock(LATER_MS))
+    found = check_proof(body, Trust(base.height, base.id), Clock(LATER_MS, ANY_AGE_MS))
     assert isinstance(found.proven, ProvenBalance)
     assert found.proven.record is not None
     assert (found.proven.record.balance, found.verified.steps) == (harness.balance(0), 0)
@@ -362,7 +370,7 @@ def test_proof_is_of_the_state_at_hand_while_the_store_is_a_block_ahead(tmp_path
         sources = Sources(store, tree, BlobStore(home.blobs), Journal(home.rounds), harness.account(0))
         answer = proof(Inspector(sources), kind="balance")
     trust = Trust(0, BlockId(harness.genesis.chain_id))
-    found = check_proof(decode_proof(bytes.fromhex(answer["proof"])), trust, Clock(LATER_MS))
+    found = check_proof(decode_proof(bytes.fromhex(answer["proof"])), trust, Clock(LATER_MS, ANY_AGE_MS))
 
     assert answer["height"] == found.verified.header.height == 2
     assert isinstance(found.proven, ProvenBalance)
@@ -397,7 +405,7 @@ def test_running_node_proves_over_rpc(tmp_path: Path) -> None:
     made, wrong = trio.run(ask)
     assert made.exit_code == 0, made.output
     assert "no block has the transaction" in complaint(wrong, 1)
-    checked = read("proof", "check", file, "--genesis", home.genesis_file, "--max-age", "10m")
+    checked = read("proof", "check", *ANY_AGE, file, "--genesis", home.genesis_file, "--max-age", "10m")
     assert checked["height"] == json.loads(made.stdout)["height"] >= 2
     assert checked["proven"]["account"] == account_text(harness.account(0))
 

@@ -10,7 +10,6 @@ from math import prod
 import numpy as np
 import torch
 from torch import nn
-from torchvision.models import resnet18
 
 from .architectures import CNN_CHANNELS, CNN_KERNEL, RESNET_CHANNELS, Architecture
 from .weights import Tensor
@@ -98,6 +97,9 @@ def _representation(architecture: Architecture) -> nn.Module:
 
 def _resnet_representation(architecture: Architecture) -> nn.Module:
     """ResNet-18 of torchvision with the code as its classes; its first layer follows the number of channels."""
+    with torch.device("cpu"):  # what modules make when they are imported is no part of a classifier
+        from torchvision.models import resnet18  # brings torch's compiler along, 2 s: only for those who need it
+
     network: nn.Module = resnet18(weights=None, num_classes=architecture.code_length)
     channels = architecture.input_shape[0]
     network.conv1 = nn.Conv2d(channels, RESNET_CHANNELS[0], kernel_size=7, stride=2, padding=3, bias=False)

@@ -18,6 +18,7 @@ from torch import nn
 from .architectures import Architecture
 from .inference import logits, repeatable_torch
 from .networks import Classifier
+from .optimisers import Adam, GradientDescent, Optimiser
 from .prior import WithPrior, with_prior
 from .samples import Inputs, LabelledData, Labels, Shard, as_float
 from .weights import InvalidWeights
@@ -288,12 +289,12 @@ def fit(
     return tuple(losses)
 
 
-def _new_optimiser(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+def _new_optimiser(parameters: list[nn.Parameter], config: TrainingConfig) -> Optimiser:
     match config.optimiser:
         case "adam":
-            return torch.optim.Adam(parameters, lr=config.learning_rate)
+            return Adam(parameters, config.learning_rate)
         case "sgd":
-            return torch.optim.SGD(parameters, lr=config.learning_rate)
+            return GradientDescent(parameters, config.learning_rate)
         case unknown:
             assert_never(unknown)
 

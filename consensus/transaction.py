@@ -378,6 +378,11 @@ def sign_transaction(
     return replace(unsigned, signature=key.sign("tx", chain_id, unsigned.payload))
 
 
+def bitmap(positions: set[int], count: int) -> bytes:
+    """Bits of the given positions, least significant first, in as many bytes as `count` positions need."""
+    return sum(1 << position for position in positions).to_bytes((count + 7) // 8, "little")
+
+
 def model_commitment(chain_id: ChainId, slot: Slot, sender: AccountId, model: BlobId, salt: Hash) -> Hash:
     """What a COMMIT carries: binds the model to chain, task, learning round, attempt and sender."""
     return tagged_hash("commit", encode((chain_id, slot.to_value(), sender, model, salt)))

@@ -37,6 +37,7 @@ from bflnode.consensus.transaction import (
     Reveal,
     Slot,
     TaskRegister,
+    bitmap,
     model_commitment,
     probe_commitment,
 )
@@ -407,11 +408,6 @@ def training_job(specification: TaskSpecification, tools: Tools, *, base: Path, 
         seed=seed,
         device=tools.device,
     )
-
-
-def bitmap(positions: set[int], count: int) -> bytes:
-    """Bits of the given positions, least significant first, in as many bytes as `count` positions need."""
-    return sum(1 << position for position in positions).to_bytes((count + 7) // 8, "little")
 
 
 def differing(ours: bytes, theirs: bytes, clients: int, tolerance: int) -> set[int]:

@@ -74,13 +74,13 @@ from bflnode.consensus.transaction import (
     TaskLeave,
     TaskRegister,
     Transaction,
+    bitmap,
     model_commitment,
     sign_transaction,
 )
 from bflnode.consensus.transaction import Commit as CommitBody
 from bflnode.consensus.types import MAX_CLIENTS, MAX_VALIDATORS, TOKEN, AccountId, BlobId, Hash
 from bflnode.consensus.workspace import BlockContext, EventKind
-from bflnode.node.duty_work import bitmap
 
 from .file import ExperimentError
 

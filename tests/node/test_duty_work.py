@@ -14,12 +14,12 @@ from bflnode.consensus.duties import Aggregate, AttestTo, FetchAndVote, OfferedM
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.tables import all_tasks
 from bflnode.consensus.task import Aggregation, TaskSpecification, Weighting
-from bflnode.consensus.transaction import Fault, ProbeOpening, Slot
+from bflnode.consensus.transaction import Fault, ProbeOpening, Slot, bitmap
 from bflnode.consensus.types import AccountId, BlobId, Hash
 from bflnode.fl.aggregation import aggregate
 from bflnode.fl.architectures import architecture
 from bflnode.node import duty_work as limits
-from bflnode.node.duty_work import CannotFulfilError, DutyWork, bitmap, differing
+from bflnode.node.duty_work import CannotFulfilError, DutyWork, differing
 from bflnode.node.node import Node
 from bflnode.node.node_clock import now_ms
 from tests.node.nodes import opened, small_network

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from random import Random
 
-from bflnode.consensus.task import MAX_ATTEMPTS, ProbeMode
+from bflnode.consensus.task import MAX_ATTEMPTS, ProbeMode, Rule
 from bflnode.consensus.transaction import Body, Bond, Transaction, Transfer, Unbond, sign_transaction
 from bflnode.consensus.types import TOKEN, AccountId
 from bflnode.storage.signer_wal import SignerWalError
@@ -125,6 +125,7 @@ def draw_setting(random: Random, style: Style) -> Setting:
         habits=habits,
         rounds=random.choice([1, 1, 2]) if style is Style.LEARNING else 0,
         probe_mode=random.choice(list(ProbeMode)),
+        rule=Rule.PRIOR_ROWS if sum(stakes) % 2 else Rule.PAA,
     )
 
 

@@ -24,7 +24,7 @@ from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.state import StateTree
 from bflnode.consensus.tables import current_validators
-from bflnode.consensus.task import ProbeMode
+from bflnode.consensus.task import ProbeMode, Rule
 from bflnode.consensus.transaction import Transaction
 from bflnode.consensus.types import TOKEN, AccountId, BlobId, ChainId, Hash, TransactionId
 from bflnode.consensus.workspace import BlockContext
@@ -71,6 +71,7 @@ class Cast:
         clients: further accounts, with money but without a stake.
         rounds: learning rounds of the only task; no task at all where it is 0.
         probe_mode: of that task.
+        rule: of that task.
     """
 
     validators: tuple[tuple[AccountId, int], ...]
@@ -78,6 +79,7 @@ class Cast:
     clients: tuple[AccountId, ...] = ()
     rounds: int = 0
     probe_mode: ProbeMode = ProbeMode.PUBLIC
+    rule: Rule = Rule.PAA
 
 
 def genesis_of(cast: Cast) -> Genesis:
@@ -114,6 +116,7 @@ def _task(cast: Cast, requester: AccountId) -> GenesisTask:
         clients_min=2,
         clients_max=20,
         probe_mode=cast.probe_mode,
+        rule=cast.rule,
         deadlines=DEADLINES,
     )
     return GenesisTask(specification, requester, cast.rounds * specification.reward)

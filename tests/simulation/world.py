@@ -7,7 +7,7 @@ from hashlib import sha256
 from random import Random
 
 from bflnode.consensus.keys import SecretKey
-from bflnode.consensus.task import ProbeMode
+from bflnode.consensus.task import ProbeMode, Rule
 from bflnode.consensus.transaction import Transaction
 from bflnode.consensus.types import TransactionId
 
@@ -51,6 +51,7 @@ class Setting:
         habits: how clients work, by number; validators are clients too.
         rounds: learning rounds of the task, 0 for none.
         probe_mode: of that task.
+        rule: of that task.
     """
 
     keys: tuple[SecretKey, ...]
@@ -64,6 +65,7 @@ class Setting:
     habits: dict[int, Habit] = field(default_factory=dict)
     rounds: int = 0
     probe_mode: ProbeMode = ProbeMode.PUBLIC
+    rule: Rule = Rule.PAA
 
     @property
     def cast(self) -> Cast:
@@ -74,6 +76,7 @@ class Setting:
             clients=tuple(key.account for key in self.clients),
             rounds=self.rounds,
             probe_mode=self.probe_mode,
+            rule=self.rule,
         )
 
 

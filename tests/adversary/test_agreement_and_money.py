@@ -11,9 +11,10 @@ import pytest
 
 from bflnode.consensus.block import Block, Header, commit_hash
 from bflnode.consensus.ledger import genesis_state, validate_block
-from bflnode.consensus.rejection import Reason, Rejection
+from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.snapshot import read_entries, write_entries
 from bflnode.consensus.state import StateTree
+from bflnode.consensus.tables import SETTLED, settled_key
 from bflnode.consensus.task import Exclusion, Phase, TaskStatus
 from bflnode.consensus.types import MAX_INTEGER, MAX_TIME_MS, Hash
 from tests.consensus.harness import OUTSIDER, Harness
@@ -59,6 +60,52 @@ def test_revealed_models_of_an_attempt_that_hostile_validators_end_are_not_free_
     harness.block(harness.reveal(5, stolen), *(harness.reveal(actor) for actor in range(5)))
     assert harness.phase is Phase.AVAILABLE
     assert [client.exclusion for client in harness.round.clients] == [Exclusion.NONE] * 5 + [Exclusion.COPY]
+
+
+def test_a_reveal_that_was_kept_out_until_its_deadline_counts_nowhere_whoever_hands_it_in() -> None:
+    """It names task, round and attempt, and so does the commitment that it opens: it fits no later phase or slot."""
+    harness = Harness(actors=4, rounds=2)
+    harness.register_all()
+    harness.play_to(Phase.REVEAL)
+    late, body = harness.reveal(0), harness.reveal(0).body
+    assert harness.rejection(harness.sign(1, body)).reason is Reason.COMMITMENT_MISMATCH
+    others = (1, 2, 3)
+    refused = set()
+    number = harness.task.round
+    while harness.task.status is TaskStatus.RUNNING and harness.task.round == number:
+        if harness.phase is not Phase.REVEAL:
+            refusal = harness.rejection(late)
+            assert not isinstance(refusal, Premature), "nobody keeps it for later"
+            refused.add((harness.phase, refusal.reason))
+        harness.step(others if harness.phase is Phase.REVEAL else None)
+        if harness.task.round == number and harness.phase is Phase.REVEAL:
+            harness.wait_until_due()
+    later = (Phase.AVAILABLE, Phase.AGGREGATE, Phase.ATTEST)
+    assert refused == {(phase, Reason.WRONG_PHASE) for phase in later}
+    assert harness.rejection(late).reason is Reason.WRONG_ROUND
+    assert harness.offer(late) == ()
+    settled = SETTLED.get(harness.tree, settled_key(harness.task_id, number))
+    assert settled is not None
+    assert [client.exclusion for client in settled.clients] == [Exclusion.NO_REVEAL] + [Exclusion.NONE] * 3
+
+
+def test_a_model_whose_reveal_was_kept_out_is_safe_from_nobody_like_any_model_with_a_changed_bit() -> None:
+    """A limit, not a defence: the chain knows as seen what it has seen, and a changed copy is another model."""
+    harness = Harness(actors=4, rounds=2)
+    harness.register_all()
+    harness.play_to(Phase.REVEAL)
+    censored, public = harness.model(0), harness.model(1)
+    harness.block(*(harness.reveal(actor) for actor in (1, 2, 3)))
+    harness.wait_until_due()
+    harness.play_round()
+    harness.block(harness.commit(0), harness.commit(1), harness.commit(2, public), harness.commit(3, censored))
+    harness.block(harness.reveal(0), harness.reveal(1), harness.reveal(2, public), harness.reveal(3, censored))
+    assert [client.exclusion for client in harness.round.clients] == [
+        Exclusion.NONE,
+        Exclusion.NONE,
+        Exclusion.COPY,
+        Exclusion.NONE,
+    ]
 
 
 def test_a_hostile_queue_cannot_jail_by_one_honest_miss_in_each_window() -> None:

@@ -23,7 +23,14 @@ from bflnode.node.experiments.round import Run, drawn_seed, model_id
 from bflnode.node.experiments.run import Progress, Workers, population_options, run_experiment
 from bflnode.node.experiments.store import ExperimentFolder, describe, make_folder, open_folder
 from bflnode.node.workers.worker_jobs import run_job
-from bflnode.node.workers.worker_protocol import AggregateJob, MatrixJob, MatrixResult, PublicProbe, TrainJob
+from bflnode.node.workers.worker_protocol import (
+    AggregateJob,
+    MatrixJob,
+    MatrixResult,
+    PublicProbe,
+    RuleSettings,
+    TrainJob,
+)
 from bflnode.storage.home_lock import HomeLock
 
 FILE = """
@@ -190,58 +197,114 @@ def test_two_processes_dont_run_one_experiment(folder: Folder) -> None:
 # What the network does
 
 
-def test_paa_gives_the_labels_outputs_and_models_that_the_networks_worker_gives(folder: Folder, tmp_path: Path) -> None:
-    made = folder((FILE + PAA).replace("rounds = 3", "rounds = 1"))
+@pytest.mark.parametrize(
+    ("method", "robust", "rule"),
+    [
+        ('name = "paa"', "mean", RuleSettings()),
+        ('name = "paa"', "median", RuleSettings(combination="median")),
+        ('name = "prior-rows"\nserver_step = 1.5', "mean", RuleSettings(name="prior-rows", step_permille=1500)),
+    ],
+    ids=["paa", "paa of median", "prior-rows"],
+)
+def test_a_rule_gives_the_labels_outputs_and_models_that_the_networks_worker_gives(
+    folder: Folder, tmp_path: Path, method: str, robust: str, rule: RuleSettings
+) -> None:
+    text = f'{FILE}[[methods]]\n{method}\nclusters = 2\n[robust]\nname = "{robust}"\n'
+    made = folder(text.replace("rounds = 3", "rounds = 1"))
     run(made)
-    experiment = made.experiment
-    population = make_population(load_data("digits", None), population_options(experiment, 0.5, 1))
-    chosen = architecture("mlp/1x8x8/10")
-    (tmp_path / "base").write_bytes(chosen.initial_weights(1))
-    probe = population.held.probe
-    (tmp_path / "probe set").write_bytes(serialize_samples(probe.inputs, probe.labels))
-
-    paths = []
-    for client in range(4):
-        save_shard(tmp_path / f"shard{client}", population.shard((client,)))
-        paths.append(str(tmp_path / f"model{client}"))
-        job = TrainJob(
-            chosen.id,
-            str(tmp_path / "base"),
-            str(tmp_path / f"shard{client}"),
-            paths[-1],
-            epochs=1,
-            batch_size=64,
-            learning_rate=0.001,
-            seed=drawn_seed("training", 1, 1, client),
-            device="cpu",
-        )
-        run_job(job, lambda *_: None, 1)
+    population = make_population(load_data("digits", None), population_options(made.experiment, 0.5, 1))
     settled = _settled(made, population)
+    assert settled.aggregation is not None
+
+    worker = _Worker(tmp_path, population)
+    paths = [worker.train(client, has_prior=rule.name == "prior-rows") for client in range(4)]
     revealed = [client.revealed.model for client in settled.clients if client.revealed is not None]
     assert revealed == [model_id(Path(path).read_bytes()) for path in paths]
     found = run_job(
-        MatrixJob(chosen.id, tuple(paths), PublicProbe(str(tmp_path / "probe set"), settled.probe_seed, 32)),
+        MatrixJob(worker.chosen.id, tuple(paths), PublicProbe(worker.probe_set, settled.probe_seed, 32)),
         lambda *_: None,
         1,
     )
-    assert settled.aggregation is not None
     assert isinstance(found, MatrixResult)
     assert settled.aggregation.triangle == found.triangle
     labels = settled.aggregation.labels
     assert set(labels) == {0, 1}
     outputs = tuple(str(tmp_path / f"output{label}") for label in sorted(set(labels)))
-    run_job(AggregateJob(chosen.id, tuple(paths), (1,) * 4, labels, outputs), lambda *_: None, 1)
+    job = AggregateJob(
+        worker.chosen.id,
+        tuple(paths),
+        (1,) * 4,
+        labels,
+        outputs,
+        rule=rule,
+        base_paths=(worker.base,) * 4,
+        classes=tuple(client.classes for client in settled.clients),
+    )
+    run_job(job, lambda *_: None, 1)
     assert settled.aggregation.outputs == tuple(model_id(Path(path).read_bytes()) for path in outputs)
+
+
+class _Worker:
+    """Files of a run's clients, and the jobs that a node's trainer would do with them."""
+
+    def __init__(self, directory: Path, population: Population) -> None:
+        self.chosen = architecture("mlp/1x8x8/10")
+        self.base, self.probe_set = str(directory / "base"), str(directory / "probe set")
+        self._directory, self._population = directory, population
+        Path(self.base).write_bytes(self.chosen.initial_weights(1))
+        probe = population.held.probe
+        Path(self.probe_set).write_bytes(serialize_samples(probe.inputs, probe.labels))
+
+    def train(self, client: int, *, has_prior: bool) -> str:
+        shard, model = (self._directory / f"{what}{client}" for what in ("shard", "model"))
+        save_shard(shard, self._population.shard((client,)))
+        job = TrainJob(
+            self.chosen.id,
+            self.base,
+            str(shard),
+            str(model),
+            epochs=1,
+            batch_size=64,
+            learning_rate=0.001,
+            seed=drawn_seed("training", 1, 1, client),
+            device="cpu",
+            has_prior=has_prior,
+        )
+        run_job(job, lambda *_: None, 1)
+        return str(model)
 
 
 def _settled(folder: ExperimentFolder, population: Population) -> SettledRound:
     """The first learning round on the ledger that a run has left on disk."""
-    method = make_method("paa", {"clusters": 2})
-    run = Run(folder, folder.plans[0], method, population, SamePool(population))
+    plan = folder.plans[0]
+    method = make_method(plan.entry.name, plan.entry.settings)
+    run = Run(folder, plan, method, population, SamePool(population))
     assert run.chain is not None
     settled = run.chain.settled(1)
     assert settled is not None
     return settled
+
+
+@pytest.mark.parametrize("sample", [0, 3])
+def test_what_is_learned_is_the_same_with_and_without_the_ledger(folder: Folder, sample: int) -> None:
+    text = FILE.replace("samples = 200", "samples = 300").replace("clients = 4", f"clients = 6\nsample = {sample}")
+    text += '[[methods]]\nname = "prior-rows"\nclusters = 2\n'
+    text += '[[methods]]\nname = "paa"\nclusters = 1\n[robust]\nname = "trimmed-mean"\nhostile = 0.2\n'
+    on_it, without = folder(text, "on"), folder(f'{text}[chain]\nuse = "never"\n', "without")
+    assert set(run(on_it)).isdisjoint(run(without))
+
+    learned = [
+        [
+            {key: row[key] for key in ("method", "round", "client", "received", "post", "global", "loss")}
+            for row in table
+        ]
+        for table in (rows(on_it, "clients.csv"), rows(without, "clients.csv"))
+    ]
+    assert learned[0] == learned[1]
+    assert {row["method"] for row in rows(on_it, "payouts.csv")} == {"prior-rows", "paa"}
+    assert rows(without, "payouts.csv") == []
+    kept = [{path.name for path in made.path.glob("runs/prior-rows*/models/*")} for made in (on_it, without)]
+    assert kept[0] == kept[1] != set()
 
 
 # What is measured

@@ -6,6 +6,7 @@ The clients are the validators; every transaction is signed, every block is buil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from bflnode.consensus.leaders import current_leader
 from bflnode.consensus.ledger import build_block, validate_block
 from bflnode.consensus.state import Changes
 from bflnode.consensus.tables import ACCOUNTS, all_tasks, current_round
-from bflnode.consensus.task import LearningRound, Phase, ProbeMode, TaskSpecification, Weighting
+from bflnode.consensus.task import Combination, LearningRound, Phase, ProbeMode, Rule, TaskSpecification, Weighting
 from bflnode.consensus.transaction import (
     Aggregate,
     Attest,
@@ -37,10 +38,14 @@ from bflnode.consensus.transaction import (
 from bflnode.consensus.transaction import Commit as ModelCommit
 from bflnode.consensus.types import TOKEN, AccountId, BlobId, Hash
 from bflnode.consensus.workspace import BlockContext
-from bflnode.fl.aggregation import aggregate
 from bflnode.fl.architectures import architecture
 from bflnode.fl.prototypes import choose_probe, correlation_matrix, prototypes, serialize_samples, upper_triangle
+from bflnode.fl.rules import Contribution, outputs
+from bflnode.fl.rules import Rule as ArithmeticRule
 from bflnode.fl.samples import LabelledData, numbered_classes
+from bflnode.fl.weights import parse, serialize
+from bflnode.node.aggregation import rule_settings
+from bflnode.node.workers.worker_jobs import rule_of
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
 
@@ -62,7 +67,8 @@ class LearningChain:
     Attributes:
         home: folder of `chain/` and `blobs/`.
         wrong_matrix: added to the first similarity of each AGGREGATE, in units of 1e-4.
-        wrong_outputs: whether AGGREGATE names the members' models instead of their means.
+        ignores_rule: whether AGGREGATE names means of clusters, whatever the task's rule is.
+        wrong_outputs: whether AGGREGATE names other models than the rule makes.
     """
 
     def __init__(
@@ -71,27 +77,38 @@ class LearningChain:
         *,
         probe_mode: ProbeMode = ProbeMode.PUBLIC,
         weighting: Weighting = Weighting.UNIFORM,
+        rule: Rule = Rule.PAA,
+        combination: Combination = Combination.MEAN,
+        step_permille: int = 1000,
         probe_labels: Sequence[int] = (1,) * 8,
         declared_architecture: str = ARCHITECTURE.id,
     ) -> None:
         self.home = home
         self.wrong_matrix = 0
         self.wrong_outputs = False
+        self.ignores_rule = False
         self._keys = {key.account: key for key in (SecretKey(bytes([seed]) * 32) for seed in range(1, CLIENTS + 1))}
         self._accounts = sorted(self._keys)
         self.blobs = BlobStore(home / "blobs")
         self._probe = probe_samples(probe_labels)
         self._probe_blob = self.blobs.put(serialize_samples(self._probe.inputs, self._probe.labels))
-        self._genesis = self._make_genesis(probe_mode, weighting, declared_architecture)
+        self._genesis = self._make_genesis(
+            architecture=declared_architecture,
+            probe_mode=probe_mode,
+            weighting=weighting,
+            rule=rule,
+            combination=combination,
+            step_permille=step_permille,
+        )
         self.store = ChainStore.create(home / "chain", self._genesis)
         self._tree = self.store.load_state()
         self._models: dict[BlobId, bytes] = {}
         self._trained: dict[tuple[AccountId, Slot], BlobId] = {}
 
-    def _make_genesis(self, probe_mode: ProbeMode, weighting: Weighting, architecture_id: str) -> Genesis:
+    def _make_genesis(self, **settings: Any) -> Genesis:
         specification = default_task(
             name="test",
-            architecture=architecture_id,
+            architecture=ARCHITECTURE.id,
             classes=ARCHITECTURE.classes,
             model_bytes=ARCHITECTURE.size_bytes,
             initial_model=self.blobs.put(ARCHITECTURE.initial_weights(0)),
@@ -104,8 +121,7 @@ class LearningChain:
             clients_min=CLIENTS,
             clusters=CLUSTERS,
             psi=4,
-            probe_mode=probe_mode,
-            weighting=weighting,
+            **settings,
         )
         return Genesis(
             name="learning chain",
@@ -238,13 +254,20 @@ class LearningChain:
         matrix[0, 1] -= self.wrong_matrix
         triangle = upper_triangle(matrix)
         labels = cluster(matrix_from_triangle(triangle, len(models)), CLUSTERS)
-        outputs = []
-        for label in range(max(labels) + 1):
-            members = [index for index, member in enumerate(labels) if member == label]
-            by_samples = self._specification.weighting is Weighting.SAMPLES
-            weights = [included[index].samples if by_samples else 1 for index in members]
-            mean = aggregate([models[index] for index in members], weights, ARCHITECTURE.table)
-            output = ARCHITECTURE.initial_weights(77 + label) if self.wrong_outputs else mean
-            outputs.append(self.blobs.put(output))
+        by_samples = self._specification.weighting is Weighting.SAMPLES
+        contributions = [
+            Contribution(
+                sent=parse(model, ARCHITECTURE.table),
+                received=parse(self.blobs.get(client.base), ARCHITECTURE.table),
+                holds=[bool(client.classes[0] >> category & 1) for category in range(ARCHITECTURE.classes)],
+                weight=client.samples if by_samples else 1,
+            )
+            for client, model in zip(included, models, strict=True)
+        ]
+        published = []
+        rule = ArithmeticRule() if self.ignores_rule else rule_of(rule_settings(self._specification))
+        for label, output in outputs(rule, contributions, labels):
+            honest = serialize(output)
+            published.append(self.blobs.put(ARCHITECTURE.initial_weights(77 + label) if self.wrong_outputs else honest))
         opening = None if is_public else ProbeOpening(self._probe_blob, SALT)
-        return Aggregate(learning.slot, triangle, tuple(outputs), opening)
+        return Aggregate(learning.slot, triangle, tuple(published), opening)

@@ -37,6 +37,7 @@ def blobs_of(duty: Duty) -> Iterator[BlobId]:
             yield from (model.model for model in duty.models)
         case owed.Aggregate() | owed.AttestTo():
             yield from (model.model for model in duty.models)
+            yield from (model.base for model in duty.models)
             yield duty.specification.probe_set
     if isinstance(duty, owed.AttestTo):
         yield from duty.aggregation.outputs

@@ -12,7 +12,7 @@ from bflnode.consensus.blob import manifest_of
 from bflnode.consensus.block import MAX_BLOCK_BYTES, Block, Commit
 from bflnode.consensus.keys import account_text
 from bflnode.consensus.tables import ACCOUNTS, SETTLED
-from bflnode.consensus.task import ProbeMode, SettledRound, Weighting
+from bflnode.consensus.task import Combination, ProbeMode, Rule, SettledRound, Weighting
 from bflnode.consensus.types import AccountId, BlobId, Hash
 from bflnode.node.verify import ChainFault, Check, TaskReexecution, Verification, verify_chain
 from bflnode.storage.blob_store import BlobStore
@@ -152,6 +152,45 @@ def test_aggregators_own_probe_and_weights_by_samples_are_verified_too(chain: Ca
     verification = verify(own.home, reexecute=True)
     assert verification.fault is None
     assert verification.reexecution[0].reexecuted == 1
+
+
+RULES: tuple[dict[str, object], ...] = (
+    {"rule": Rule.PRIOR_ROWS, "step_permille": 2000},
+    {"rule": Rule.PRIOR_ROWS, "combination": Combination.MULTI_KRUM},
+    {"combination": Combination.MEDIAN},
+    {"combination": Combination.NORM_CLIPPING, "step_permille": 1500},
+    {"combination": Combination.KRUM},
+)
+
+
+@pytest.mark.parametrize("settings", RULES, ids=lambda settings: " ".join(str(value) for value in settings.values()))
+def test_every_rule_is_verified_and_the_plain_mean_in_its_place_is_found(
+    chain: Callable[..., LearningChain], settings: dict[str, object]
+) -> None:
+    made = chain(**settings)
+    made.run_round()
+    made.run_round()
+    assert verify_chain(made.store, made.blobs, reexecute=True).reexecution[0].reexecuted == 2
+    made.ignores_rule = True
+    made.run_round()
+    fault = verify_chain(made.store, made.blobs, reexecute=True).fault
+    assert fault is not None
+    assert (fault.check, fault.rule, fault.height) == (Check.OUTPUT, "level-2", SETTLED_AT[2])
+
+
+def test_the_model_that_all_trained_from_is_needed_where_the_rule_says_so(chain: Callable[..., LearningChain]) -> None:
+    made = chain(rule=Rule.PRIOR_ROWS, step_permille=2000)
+    made.run_round()
+    made.run_round()
+    task = made.store.genesis.tasks[0].specification
+    made.blobs.delete(task.initial_model)
+
+    verification = verify_chain(made.store, made.blobs, reexecute=True)
+
+    assert verification.is_valid
+    (report,) = verification.reexecution
+    assert (report.settled, report.reexecuted, report.possible_from) == (2, 1, 2)
+    assert report.missing == (task.initial_model.hex(),)
 
 
 @pytest.mark.parametrize("seed", range(12))

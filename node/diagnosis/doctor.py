@@ -26,7 +26,8 @@ from bflnode.node.home import Home
 from bflnode.node.node_clock import now_ms
 from bflnode.node.p2p.about import chain_fault, genesis_digests, version_fault
 from bflnode.node.p2p.addresses import host_and_port, is_loopback, is_wildcard, parse_address
-from bflnode.node.p2p.libp2p_connections import Greeting, check_port_is_free, hear_greeting
+from bflnode.node.p2p.libp2p_connections import check_port_is_free
+from bflnode.node.p2p.libp2p_greetings import Greeting, hear_greeting
 from bflnode.node.p2p.messages import (
     ABOUT,
     MAX_ABOUT_BYTES,

@@ -26,6 +26,7 @@ found later. When the library is upgraded, these three modules are to be reviewe
     [32] a private network's nonce that comes in two pieces is an error     -> `_WholeNonce`
     [34] a message's length in negotiation is the buffer that is asked of
          the system: a stranger's first ten bytes raise MemoryError         -> `_BoundedReads`
+    [36] no bound on what all connections hold together                     -> `RepairedYamux.hold`
 """
 
 import logging
@@ -33,9 +34,9 @@ import socket
 import struct
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import trio
@@ -65,6 +66,7 @@ from libp2p.transport.exceptions import MuxerUpgradeFailure
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
+from .memory import Memory
 from .rate_limits import Rate, RateLimits
 
 logger = logging.getLogger(__name__)
@@ -102,6 +104,9 @@ MAX_MISSED_PINGS = 2
 WINDOW_SLACK = 128 * 1024
 """Bytes a peer may exceed its window by: updates and data cross on the wire."""
 
+COPIES = 2
+"""What is written is held twice: as it was made, and with its length in front."""
+
 MAX_UNREAD_BYTES = 64 * 1024 * 1024
 """Bytes of one connection that nobody has read; a window grows to 16 MiB, and honest nodes keep two of them busy."""
 
@@ -115,12 +120,6 @@ MAX_HANDSHAKES_PER_ADDRESS = 32
 """Connections of one address that negotiate at the same time."""
 
 _ACCEPT = "accept"
-
-NONCE_BYTES = 8
-"""What a connection of a private network begins with."""
-
-MULTISTREAM_GREETING = b"\x13/multistream/1.0.0\n"
-"""What every libp2p connection begins with, inside a private network's encryption if there is one."""
 
 MAX_INBOUND_STREAMS = 128
 """Open inbound streams of one connection. An honest node needs pushes + 4 per request protocol + gossip, below 64."""
@@ -159,6 +158,7 @@ class _BoundedBuffer(bytearray):
             self._connection.abandon()
             raise WindowExceeded(f"{len(self)} bytes unread on a stream, {unread} on its connection")
         super().extend(data)
+        self._connection.hold(0)
 
 
 class _BoundedBuffers(dict[int, bytearray]):
@@ -177,6 +177,9 @@ class RepairedYamux(Yamux):
         super().__init__(secured_conn, peer_id, is_initiator=is_initiator)
         self.stream_buffers = _BoundedBuffers(self)
         self.exceeded_window = False
+        self.memory: Memory | None = None
+        self._passing_bytes = 0
+        self._was_cut = False
         self._abandoned = trio.Event()
         self._is_abandoning = False
         self._withheld: dict[int, int] = {}
@@ -204,6 +207,35 @@ class RepairedYamux(Yamux):
             return total
         self._withheld[stream] = total
         return 0
+
+    @property
+    def peer(self) -> str:
+        """Whose connection it is."""
+        return self.peer_id.to_base58()
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that nobody has read, and those of frames on their way in and out."""
+        return sum(map(len, self.stream_buffers.values())) + self._passing_bytes
+
+    def hold(self, size_bytes: int) -> None:
+        """A frame holds so much more memory, or less [36].
+
+        Raises:
+            MuxedConnUnavailable: the connection has been cut, or is just now, since peers hold too much.
+        """
+        self._passing_bytes += size_bytes
+        if self.memory is not None and size_bytes >= 0:
+            if not self._was_cut:
+                self.memory.note(self)
+            if self._was_cut:
+                self._passing_bytes -= size_bytes
+                raise MuxedConnUnavailable("the connection holds too much memory")
+
+    def cut(self) -> None:
+        """Close the connection soon: it holds too much memory."""
+        self._was_cut = True
+        self.abandon()
 
     def abandon(self) -> None:
         """Close the connection soon, from code that can't wait."""
@@ -233,6 +265,8 @@ class RepairedYamux(Yamux):
     def _reason(self) -> str:
         if self.exceeded_window:
             return "it sent more than its window"
+        if self._was_cut:
+            return "its peer holds too much memory"
         return "it takes no data" if self._abandoned.is_set() else "it doesn't answer pings"
 
 
@@ -295,6 +329,7 @@ class Upgrader(TransportUpgrader):
     """
 
     network_key: str | None = None
+    memory: Memory | None = None
 
     async def upgrade_security(self, raw_conn: IRawConnection, *arguments: Any, **options: Any) -> ISecureConn:
         """Negotiate Noise."""
@@ -309,7 +344,9 @@ class Upgrader(TransportUpgrader):
             await self.muxer_multistream.select_transport(conn)
         except (MultiselectError, MultiselectClientError) as error:
             raise MuxerUpgradeFailure("the peer doesn't speak yamux") from error
-        return RepairedYamux(conn, peer_id, is_initiator=conn.is_initiator)
+        connection = RepairedYamux(conn, peer_id, is_initiator=conn.is_initiator)
+        connection.memory = self.memory
+        return connection
 
 
 class _NoAutoConnector(AutoConnector):
@@ -472,15 +509,50 @@ async def write_fully(stream: INetStream, data: bytes) -> None:
     muxed = getattr(stream, "muxed_stream", None)
     assert isinstance(muxed, YamuxStream)
     position = 0
-    while position < len(data):
-        deadline = trio.current_time() + WINDOW_PATIENCE_S
-        while muxed.send_window <= 0 and not muxed.send_closed and not muxed.closed:
-            if trio.current_time() > deadline:
-                raise StreamError(f"the peer read nothing for {WINDOW_PATIENCE_S:g} s")
-            await trio.sleep(WINDOW_POLL_S)
-        size = min(max(muxed.send_window, 1), len(data) - position)
-        await stream.write(data if size == len(data) else data[position : position + size])
-        position += size
+    with _holding(stream) as held:
+        held.add(COPIES * len(data))
+        while position < len(data):
+            deadline = trio.current_time() + WINDOW_PATIENCE_S
+            while muxed.send_window <= 0 and not muxed.send_closed and not muxed.closed:
+                if trio.current_time() > deadline:
+                    raise StreamError(f"the peer read nothing for {WINDOW_PATIENCE_S:g} s")
+                await trio.sleep(WINDOW_POLL_S)
+            size = min(max(muxed.send_window, 1), len(data) - position)
+            await stream.write(data if size == len(data) else data[position : position + size])
+            position += size
+
+
+class _Held:
+    """What one frame holds of its connection's memory."""
+
+    def __init__(self, connection: RepairedYamux | None) -> None:
+        self._connection = connection
+        self._size_bytes = 0
+
+    def add(self, size_bytes: int) -> None:
+        """The frame holds more.
+
+        Raises:
+            MuxedConnUnavailable: it can't, peers hold too much.
+        """
+        if self._connection is not None:
+            self._connection.hold(size_bytes)
+            self._size_bytes += size_bytes
+
+    def release(self) -> None:
+        """The frame is gone."""
+        if self._connection is not None:
+            self._connection.hold(-self._size_bytes)
+
+
+@contextmanager
+def _holding(stream: INetStream) -> Iterator[_Held]:
+    connection = getattr(stream, "muxed_conn", None)
+    held = _Held(connection if isinstance(connection, RepairedYamux) else None)
+    try:
+        yield held
+    finally:
+        held.release()
 
 
 async def read_exactly(stream: INetStream, size: int) -> bytes:
@@ -491,16 +563,18 @@ async def read_exactly(stream: INetStream, size: int) -> bytes:
         StreamError: the stream broke, or ended in the middle.
     """
     buffer = bytearray()
-    while len(buffer) < size:
-        try:
-            piece = await stream.read(min(size - len(buffer), READ_SIZE))
-        except StreamEOF as error:
-            if not buffer:
-                raise
-            raise StreamError(f"the stream ended after {len(buffer)} of {size} bytes") from error
-        if not piece:
-            raise StreamError(f"the stream ended after {len(buffer)} of {size} bytes")
-        buffer += piece
+    with _holding(stream) as held:
+        while len(buffer) < size:
+            try:
+                piece = await stream.read(min(size - len(buffer), READ_SIZE))
+            except StreamEOF as error:
+                if not buffer:
+                    raise
+                raise StreamError(f"the stream ended after {len(buffer)} of {size} bytes") from error
+            if not piece:
+                raise StreamError(f"the stream ended after {len(buffer)} of {size} bytes")
+            held.add(len(piece))
+            buffer += piece
     return bytes(buffer)
 
 
@@ -519,61 +593,3 @@ def check_port_is_free(host: str, port: int) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))
-
-
-class Greeting(Enum):
-    """How what listens at an address begins a connection."""
-
-    OPEN = "open"
-    """As a libp2p node of an open network."""
-    SAME_KEY = "same-key"
-    """As a node of the private network whose key we have."""
-    OTHER = "other"
-    """As something else: a private network with another key, or other software."""
-    CLOSED = "closed"
-    """By closing it."""
-    SILENT = "silent"
-    """It doesn't: libp2p nodes speak first."""
-
-
-async def hear_greeting(stream: trio.abc.ReceiveStream, network_key: str | None, timeout_s: float) -> Greeting:
-    """Listen to the beginning of a connection, without saying anything."""
-    data = b""
-    with trio.move_on_after(timeout_s):
-        while len(data) < NONCE_BYTES + len(MULTISTREAM_GREETING):
-            try:
-                piece = await stream.receive_some(READ_SIZE)
-            except trio.BrokenResourceError:
-                piece = b""
-            if not piece:
-                break
-            data += piece
-            if data.startswith(MULTISTREAM_GREETING):
-                return Greeting.OPEN
-        else:
-            if network_key is not None and await _decrypted(data, network_key) == MULTISTREAM_GREETING:
-                return Greeting.SAME_KEY
-            return Greeting.OTHER
-        return Greeting.OTHER if data else Greeting.CLOSED
-    return Greeting.OTHER if data else Greeting.SILENT
-
-
-async def _decrypted(data: bytes, network_key: str) -> bytes:
-    """The greeting in the first bytes of a private connection."""
-    connection: Any = _Replay(data)
-    return await PrivateConnection(connection, network_key).read(len(MULTISTREAM_GREETING))
-
-
-class _Replay:
-    """A connection that gives bytes that were read before."""
-
-    is_initiator = False
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    async def read(self, n: int) -> bytes:
-        """The next bytes."""
-        await trio.lowlevel.checkpoint()
-        piece, self._data = self._data[:n], self._data[n:]
-        return piece

@@ -45,6 +45,7 @@ from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 from multiaddr import Multiaddr
 
 from .libp2p_connections import LIBRARY_FAILURES, MAX_INBOUND_STREAMS, Gate, RepairedSwarm, Upgrader, reset_stream
+from .memory import Memory
 
 logger = logging.getLogger(__name__)
 
@@ -370,12 +371,14 @@ class HostSettings:
         max_connections: in all, besides those that negotiate.
         gate: which inbound connections are taken.
         network_key: 64 hexadecimal digits that all nodes of a private network share; None for an open one.
+        memory: what all connections hold together; None for no bound.
     """
 
     identity_seed: bytes
     max_connections: int
     gate: Gate
     network_key: str | None = None
+    memory: Memory | None = None
 
 
 def build_host(settings: HostSettings, complain: Complaint) -> GuardedHost:
@@ -400,6 +403,7 @@ def build_host(settings: HostSettings, complain: Complaint) -> GuardedHost:
         {TProtocol(NOISE_PROTOCOL_ID): noise}, {TProtocol(YAMUX_PROTOCOL_ID): Yamux}, NEGOTIATION_TIMEOUT_S
     )
     upgrader.network_key = settings.network_key
+    upgrader.memory = settings.memory
     swarm = RepairedSwarm(
         peer,
         peerstore,

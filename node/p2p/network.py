@@ -1,8 +1,8 @@
 """The node's view of the network: peers, gossip, pushes and requests. Bytes in, bytes out.
 
 Nothing here knows blocks or transactions, and nothing but this module and those named below knows libp2p. Framing and
-sessions are in `streams`, serving in `inbound`, last words in `notices`, dialling again in `redialling`, the library's
-faults in `libp2p_repairs`, `libp2p_connections` and `libp2p_gossip`.
+sessions are in `streams`, serving in `inbound`, last words in `notices`, dialling again in `redialling`, who has a
+place in `places`, the library's faults in `libp2p_repairs`, `libp2p_connections` and `libp2p_gossip`.
 """
 
 import logging
@@ -40,6 +40,7 @@ from .libp2p_repairs import (
     ServiceManager,
     build_host,
 )
+from .memory import Memory
 from .notices import MAX_NOTICES, Notices
 from .places import Places, Worth
 from .rate_limits import Rate, RateLimits
@@ -151,12 +152,14 @@ class Network:
             max_sockets=self._most_connections + MAX_HANDSHAKES - RESERVED_SOCKETS,
             is_reserved=self.places.is_reserved_host,
         )
+        self._memory = Memory(lambda peer: self.places.worth_of(PeerId(peer)))
         self._host: GuardedHost = build_host(
             HostSettings(
                 identity_seed=config.identity_seed,
                 max_connections=self._most_connections,
                 gate=self._gate,
                 network_key=config.network_key,
+                memory=self._memory,
             ),
             self._complain,
         )
@@ -471,7 +474,7 @@ class Network:
             return f"banned until {ban.end}: {ban.reason or 'no reason given'}"
         if len(self._swarm.live_connections(ID.from_base58(peer))) > MAX_CONNECTIONS_PER_PEER:
             return f"it has {MAX_CONNECTIONS_PER_PEER} connections already"
-        connections = Counter(found.muxed_conn.peer_id.to_base58() for found in self._swarm.get_connections())
+        connections = Counter(PeerId(found.muxed_conn.peer_id.to_base58()) for found in self._swarm.get_connections())
         verdict = self.places.judge(peer, self._sessions, connections, self._most_connections)
         if verdict.displaced is not None:
             self.displace(verdict.displaced)
@@ -501,6 +504,8 @@ class Network:
     def _connection_closed(self, connection: INetConn) -> None:
         peer_id = connection.muxed_conn.peer_id
         self._host.connection_closed(connection.muxed_conn)
+        if isinstance(connection.muxed_conn, RepairedYamux):
+            self._memory.forget(connection.muxed_conn)
         if not self._swarm.live_connections(peer_id):
             self._end_session(PeerId(peer_id.to_base58()))
 

@@ -9,7 +9,8 @@ from click.testing import CliRunner
 from bflnode.node.cli import bflnode
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import Home, HomeError
-from bflnode.node.p2p.libp2p_connections import Greeting, PrivateConnection, hear_greeting
+from bflnode.node.p2p.libp2p_connections import PrivateConnection
+from bflnode.node.p2p.libp2p_greetings import Greeting, hear_greeting
 from bflnode.node.p2p.network import TransportError, open_network
 from bflnode.node.p2p.network_key import load_network_key
 from tests.node.networks import PUSH, TOPIC, Recorder, config, echo_works, networks, pair

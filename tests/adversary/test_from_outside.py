@@ -4,7 +4,7 @@ import json
 import logging
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -267,6 +267,34 @@ async def test_bytes_after_a_refused_websocket_do_not_end_the_node(
     async with httpx.AsyncClient(trust_env=False) as http:
         assert (await http.get(f"http://127.0.0.1:{served}/livez")).status_code == 200
     assert not [record for record in caplog.records if record.name.startswith("bflnode.node.rpc.server")]
+
+
+MALFORMED_REQUESTS = (
+    b"\x00\xff\x00\xff\r\n\r\n",
+    b"GET / HTTP/1.1\r\nnot a header\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\n\r\n",
+    b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(60),
+    b"\x16\x03\x01\x00\xba\x01\x00\x00\xb6\x03\x03" + bytes(180),
+    b"GET / HTTP/1.1\r\nx: " + b"a" * 70_000,
+)
+
+
+async def test_connections_that_malformed_input_ends_give_back_their_places_at_once(served: int) -> None:
+    """Their clients don't close them: the node does, long before an idle connection's time is over."""
+    async with AsyncExitStack() as stack:
+        for number in range(rpc.MAX_CONNECTIONS):
+            stream = await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", served))
+            await stream.send_all(MALFORMED_REQUESTS[number % len(MALFORMED_REQUESTS)])
+        with trio.fail_after(10):
+            async with httpx.AsyncClient(trust_env=False) as http:
+                while True:
+                    try:
+                        answer = await http.get(f"http://127.0.0.1:{served}/livez")
+                        break
+                    except httpx.TransportError:
+                        await trio.sleep(0.05)
+    assert answer.status_code == 200
 
 
 async def test_a_client_that_reads_no_answer_does_not_keep_the_node_from_stopping(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from bflnode.node.p2p.notices import MAX_NOTICES
 from bflnode.node.p2p.places import Places, Verdict, Worth
 from bflnode.node.p2p.streams import PeerSession, Traffic
 from tests.node.networks import address_and_id, echo_works, eventually, networks
-from tests.node.nodes import opened, small_network
+from tests.node.nodes import opened
 from tests.node.rpc.test_server import two_accounts
 from tests.node.strangers import Stranger, stranger_of
 
@@ -138,14 +138,16 @@ async def test_connections_of_strangers_do_not_keep_out_a_configured_peer() -> N
 async def silent_peer(node: Node, seed: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stranger]:
     """A connection that never says hello."""
 
-    async def never(self: Stranger, protocol: str, sender: PeerId, data: bytes) -> bytes:
-        await trio.sleep_forever()
-        return b""
+    class Silent(Stranger):
+        async def on_request(self, protocol: str, sender: PeerId, data: bytes) -> bytes:
+            await trio.sleep_forever()
+            return b""
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Stranger, "on_request", never)
-        async with stranger_of(node, seed=seed, greets=False) as stranger:
-            yield stranger
+    async with AsyncExitStack() as stack:
+        with monkeypatch.context() as patch:
+            patch.setattr("tests.node.strangers.Stranger", Silent)
+            stranger = await stack.enter_async_context(stranger_of(node, seed=seed, greets=False))
+        yield stranger
 
 
 async def test_connections_without_hello_give_way_to_a_validator(
@@ -153,14 +155,12 @@ async def test_connections_without_hello_give_way_to_a_validator(
 ) -> None:
     monkeypatch.setattr("bflnode.node.node.RESERVED_FOR_VALIDATORS", 0)
     monkeypatch.setattr(limits, "HELLO_GRACE_S", 0.0)
-    homes = small_network(tmp_path).homes[:2]
-    flags = {"p2p": {"persistent_peers": (), "max_peers": 1}, "training": {"enabled": False}}
+    home, harness = two_accounts(tmp_path / "home", actor=1)
     async with (
-        opened(homes, **flags) as [node, validator],
+        opened([home], p2p={"max_peers": 1}) as [node],
         silent_peer(node, 98, monkeypatch) as silent,
+        stranger_of(node, seed=97, key=harness.keys[0]) as validator,
     ):
-        await validator.network.dial(node.network.addresses[0])
-        await eventually(lambda: node.peers.of_account(validator.key.account) is not None)
         assert node.peers.worth_of(validator.network.peer_id) is Worth.RESERVED
         await eventually(lambda: silent.network.peers() == ())
 

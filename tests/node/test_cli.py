@@ -231,7 +231,16 @@ def test_model_is_measured_on_the_own_data(learned: Path) -> None:
     found = read("model", "eval", "--on", "own", "--home", learned)
     assert 0 <= found["accuracy"] <= 1
     assert found["samples"] == 8
+    assert found["has_prior"] is False, "the task's clients train without one"
     assert "no global test set" in complaint(run("model", "eval", "--on", "global", "--home", learned), 1)
+
+
+def test_model_is_measured_with_the_label_prior_of_the_own_data(learned: Path) -> None:
+    plain, with_prior = (read("model", "eval", option, "--home", learned) for option in ("--no-prior", "--prior"))
+    assert (plain["has_prior"], with_prior["has_prior"]) == (False, True)
+    assert plain["loss"] != with_prior["loss"]
+    refused = run("model", "eval", "--on", "global", "--prior", "--home", learned)
+    assert "no node's label prior fits it: leave out --prior" in complaint(refused, 1)
 
 
 def test_model_classifies_a_persons_samples(learned: Path, tmp_path: Path) -> None:
@@ -241,6 +250,8 @@ def test_model_classifies_a_persons_samples(learned: Path, tmp_path: Path) -> No
     assert len(found["predictions"]) == 3
     for prediction in found["predictions"]:
         assert prediction["probability"] == max(prediction["probabilities"])
+    expecting = read("model", "predict", samples, "--prior", "--home", learned)
+    assert expecting["predictions"][0]["probabilities"] != found["predictions"][0]["probabilities"]
     np.savez(samples, wrong=np.zeros(3))
     assert "no array 'inputs'" in complaint(run("model", "predict", samples, "--home", learned), 1)
 

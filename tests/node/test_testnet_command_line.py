@@ -36,6 +36,29 @@ def test_init_makes_what_was_asked_for(net: Path) -> None:
     assert (net / "admission.key").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ((), "paa of mean"),
+        (("--rule", "prior-rows"), "prior-rows of mean, step 2"),
+        (("--rule", "prior-rows", "--server-step", "1"), "prior-rows of mean"),
+        (
+            ("--combination", "trimmed-mean", "--hostile", "0.3", "--server-step", "1.25"),
+            "paa of trimmed-mean, step 1.25",
+        ),
+    ],
+)
+def test_init_says_the_rule_that_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], text: str
+) -> None:
+    code, out, _ = run(capsys, "testnet", "init", "-v", "1", "-o", str(tmp_path / "net"), *options)
+
+    assert code == 0
+    assert f", mlp/1x8x8/10, {text}, 2 clusters" in out
+    task = load_testnet(tmp_path / "net").homes[0].load_genesis().tasks[0].specification
+    assert task.hostile_permille == (300 if "--hostile" in options else 200)
+
+
 def test_init_refuses_a_folder_in_use(net: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = run(capsys, "testnet", "init", "-o", str(net))
 
@@ -55,6 +78,10 @@ def test_init_refuses_a_folder_in_use(net: Path, capsys: pytest.CaptureFixture[s
         (("--dataset", "npz", "--data", "/nowhere"), 2, "Path '/nowhere' does not exist"),
         (("--architecture", "transformer"), 1, "'transformer' is not an architecture id"),
         (("--min-clients", "9"), 1, "a round needs 9 clients but there are 5 nodes"),
+        (("--rule", "fastest"), 2, "Invalid value for '--rule'"),
+        (("--hostile", "0.5"), 2, "Invalid value for '--hostile'"),
+        (("--server-step", "nan"), 2, "Invalid value for '--server-step'"),
+        (("--combination", "krum", "--weighting", "samples"), 1, "krum counts clients equally"),
     ],
 )
 def test_what_cannot_be_made_is_one_line_and_an_exit_code(

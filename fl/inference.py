@@ -30,17 +30,18 @@ def repeatable_torch(threads: int) -> Iterator[None]:
         threads: of the CPU kernels; results differ in the last bits between numbers of threads.
     """
     threads_before = torch.get_num_threads()
-    deterministic_before = torch.are_deterministic_algorithms_enabled()
+    # Another interface of `use_deterministic_algorithms`, which imports torch's compiler: 2 s.
+    deterministic_before = torch.get_deterministic_debug_mode()
     fill_before = torch.utils.deterministic.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it deterministic CUDA refuses to run
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.set_num_threads(threads_before)
-        torch.use_deterministic_algorithms(deterministic_before)
+        torch.set_deterministic_debug_mode(deterministic_before)
         torch.utils.deterministic.fill_uninitialized_memory = fill_before
 
 

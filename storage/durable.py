@@ -4,6 +4,7 @@ Models, the chain and the signer's log have their own ways; here are keys, setti
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from .failpoints import Operation, after, before
@@ -37,6 +38,40 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     temporary.replace(path)
     sync_folder(path.parent)
     after(Operation.FILE_RENAME)
+
+
+def write_for_now(path: Path, data: bytes) -> None:
+    """Write a file, or replace it: others see the old one or the new one, whole; `sync_files` makes it last.
+
+    Until then a power failure may leave anything in its place: whoever needs it must know that it was synced.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    before(Operation.FILE_WRITE)
+    temporary.write_bytes(data)
+    after(Operation.FILE_WRITE)
+    before(Operation.FILE_RENAME)
+    temporary.replace(path)
+    after(Operation.FILE_RENAME)
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Make files and their folders survive a power failure: many at once cost little more than one.
+
+    Raises:
+        OSError: the disk fails.
+    """
+    folders = set()
+    for path in paths:
+        folders.add(path.parent)
+        with path.open("rb") as file:
+            before(Operation.FILE_FSYNC)
+            os.fsync(file.fileno())
+            after(Operation.FILE_FSYNC)
+    for folder in sorted(folders):
+        sync_folder(folder)
 
 
 def sync_tree(folder: Path) -> None:

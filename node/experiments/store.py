@@ -9,8 +9,8 @@
     DIR/runs/NAME/kept/          what clients kept: CLIENT-ROUND.safetensors
     DIR/runs/NAME/chain/         blocks of the ledger: ROUND.blocks
 
-`state.json` is replaced last in each round, in one step: whatever other files hold beyond it belongs to a round that
-didn't end, and is cut off or overwritten. So a kill loses at most one round.
+`state.json` is replaced last in each round, in one step, after everything else has been synced at once: whatever other
+files hold beyond it belongs to a round that didn't end, and is cut off or removed. So a kill loses at most one round.
 """
 
 import csv
@@ -24,7 +24,7 @@ from typing import Any
 
 import msgpack
 
-from bflnode.storage.durable import write_durably
+from bflnode.storage.durable import sync_files, write_durably, write_for_now
 from bflnode.storage.home_lock import running_pid
 
 from .file import Experiment, ExperimentError, RunPlan, parse_experiment, plans
@@ -83,6 +83,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._models, self._kept, self._chain = path / "models", path / "kept", path / "chain"
+        self._unsynced: list[Path] = []
 
     def state(self) -> RunState | None:
         """The checkpoint, or None before the first.
@@ -114,6 +115,7 @@ class RunFolder:
                 raise ExperimentError(f"{path} has lost rows: remove {self.path} to begin this run anew")
             else:
                 path.write_text(_csv([columns]), encoding="utf-8")
+        self._remove_others(state)
 
     def append(self, rows: Mapping[str, Iterable[Row]]) -> dict[str, int]:
         """Add rows to tables; returns the size that each table has then."""
@@ -122,15 +124,15 @@ class RunFolder:
             with (self.path / name).open("a", encoding="utf-8", newline="") as file:
                 file.write(_csv(rows.get(name, ())))
                 file.flush()
-                os.fsync(file.fileno())
                 sizes[name] = file.tell()
+            self._unsynced.append(self.path / name)
         return sizes
 
     def put_model(self, identifier: str, content: bytes) -> None:
         """Keep what clients are given; an equal one is there already."""
         path = self._model(identifier)
         if not path.exists():
-            write_durably(path, content)
+            self._write(path, content)
 
     def model(self, identifier: str) -> bytes:
         """What clients are given, by its id."""
@@ -138,7 +140,7 @@ class RunFolder:
 
     def put_kept(self, client: int, learning_round: int, content: bytes) -> None:
         """Keep what a client keeps."""
-        write_durably(self._kept_file(client, learning_round), content)
+        self._write(self._kept_file(client, learning_round), content)
 
     def kept(self, client: int, learning_round: int) -> bytes:
         """What a client kept in a round."""
@@ -146,7 +148,7 @@ class RunFolder:
 
     def put_blocks(self, learning_round: int, blocks: Sequence[bytes]) -> None:
         """Keep the blocks of a learning round."""
-        write_durably(self._chain / f"{learning_round:06}.blocks", msgpack.packb(list(blocks)))
+        self._write(self._chain / f"{learning_round:06}.blocks", msgpack.packb(list(blocks)))
 
     def blocks(self, learning_rounds: int) -> Iterable[bytes]:
         """All blocks up to the end of a learning round."""
@@ -160,15 +162,25 @@ class RunFolder:
 
     def save(self, state: RunState) -> None:
         """Make a state the run's, and remove what no state needs any more."""
+        sync_files(self._unsynced)
+        self._unsynced = []
         write_durably(self.path / "state.json", json.dumps(asdict(state)).encode())
-        needed = {state.newcomers, *state.received.values()}
-        for path in self._models.iterdir():
-            if path.stem not in needed:
-                path.unlink()
-        kept = {self._kept_file(client, number).name for client, number in state.kept.items()}
-        for path in self._kept.iterdir():
-            if path.name not in kept:
-                path.unlink()
+        self._remove_others(state)
+
+    def _write(self, path: Path, content: bytes) -> None:
+        write_for_now(path, content)
+        self._unsynced.append(path)
+
+    def _remove_others(self, state: RunState | None) -> None:
+        """Remove models and what clients kept, but for those that a state needs: others may not be whole."""
+        models, kept = set(), set()
+        if state is not None:
+            models = {self._model(identifier).name for identifier in (state.newcomers, *state.received.values())}
+            kept = {self._kept_file(client, number).name for client, number in state.kept.items()}
+        for folder, needed in ((self._models, models), (self._kept, kept)):
+            for path in folder.iterdir():
+                if path.name not in needed:
+                    path.unlink()
 
     def _model(self, identifier: str) -> Path:
         return self._models / f"{identifier}.safetensors"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bflnode.storage import failpoints
-from bflnode.storage.durable import sync_folder, sync_tree, write_durably
+from bflnode.storage.durable import sync_files, sync_folder, sync_tree, write_durably, write_for_now
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,30 @@ def test_a_write_that_fails_leaves_the_old_content_and_can_be_repeated(tmp_path:
     write_durably(path, b"new")
     assert path.read_bytes() == b"new"
     assert [entry.name for entry in tmp_path.iterdir()] == ["note"]
+
+
+def test_files_written_for_now_are_whole_and_synced_with_each_folder_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / folder / name for folder in ("a", "b") for name in ("one", "two")]
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        write_for_now(path, b"old")
+        write_for_now(path, b"new")
+    assert [path.read_bytes() for path in paths] == [b"new"] * 4
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(paths)
+    assert not synced
+    sync_files(paths)
+    assert len(synced) == 6
+
+
+def test_a_sync_that_fails_is_told(tmp_path: Path) -> None:
+    write_for_now(tmp_path / "one", b"x")
+    failpoints.arm({failpoints.VARIABLE: "file.fsync.before=error:EIO"})
+    with pytest.raises(OSError, match="Input/output error"):
+        sync_files([tmp_path / "one"])
 
 
 def test_a_tree_is_synced_to_its_last_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

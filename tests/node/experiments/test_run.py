@@ -186,6 +186,24 @@ def _interrupt(_: Progress) -> None:
     raise KeyboardInterrupt
 
 
+def test_what_a_power_failure_left_of_a_round_that_didnt_end_is_written_anew(folder: Folder) -> None:
+    whole, stopped = folder(name="whole"), folder(name="stopped")
+    wanted = run(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(stopped, Workers(), _interrupt)
+    files = [
+        path.relative_to(whole.path) for part in ("models", "kept") for path in whole.path.glob(f"runs/*/{part}/*")
+    ]
+    assert len(files) >= 6
+    for file in files:
+        (stopped.path / file).parent.mkdir(parents=True, exist_ok=True)
+        (stopped.path / file).write_bytes(b"")
+    assert run(stopped) == wanted
+    assert [(stopped.path / file).read_bytes() for file in files] == [
+        (whole.path / file).read_bytes() for file in files
+    ]
+
+
 def test_two_processes_dont_run_one_experiment(folder: Folder) -> None:
     made = folder()
 

@@ -283,6 +283,12 @@ def class_bitmap(histogram: tuple[int, ...]) -> bytes:
     return bits.to_bytes((len(histogram) + 7) // 8, "little")
 
 
+def held_classes(bitmap: bytes) -> tuple[int, ...]:
+    """The classes whose bit is set, ascending."""
+    bits = int.from_bytes(bitmap, "little")
+    return tuple(category for category in range(bits.bit_length()) if bits >> category & 1)
+
+
 @dataclass(frozen=True, slots=True)
 class RoundClient(Record):
     """One client of a learning round; what it registered is as it was at OPEN.

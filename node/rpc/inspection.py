@@ -33,7 +33,7 @@ from bflnode.consensus.tables import (
     settled_key,
     stake_of,
 )
-from bflnode.consensus.task import LearningRound, Participant, SettledRound, Task, TaskStatus
+from bflnode.consensus.task import LearningRound, Participant, SettledRound, Task, TaskSpecification, TaskStatus
 from bflnode.consensus.transaction import Transaction
 from bflnode.consensus.types import AccountId, BlockId, Hash, TransactionId
 from bflnode.node.aggregation import rule_text
@@ -100,6 +100,7 @@ class Inspector:
         """Where the chain is, and this account in it."""
         tip = self._store.tip()
         current = current_round(self._state)
+        running = None if current is None else self._specification_of(current)
         record = ACCOUNTS.get(self._state, self.account_id)
         validators = current_validators(self._state)
         latest = self._sources.journal.entries()[-1:]
@@ -121,7 +122,8 @@ class Inspector:
             "task": None if current is None else current.slot.task.hex(),
             "round": None if current is None else current.slot.number,
             "attempt": None if current is None else current.slot.attempt,
-            "rounds": self._rounds_planned(current),
+            "rounds": None if running is None else running.rounds,
+            "rule": None if running is None else rule_text(running),
             "settled_rounds": sum(_rounds_ended(task) for task in all_tasks(self._state)),
             "phase": "idle" if current is None else current.phase.name.lower(),
             "phase_deadline_ms": None if current is None else inspection_rounds.deadline_ms(current),
@@ -134,12 +136,10 @@ class Inspector:
             "accuracy": asdict(latest[0]) if latest else None,
         }
 
-    def _rounds_planned(self, current: LearningRound | None) -> int | None:
-        if current is None:
-            return None
+    def _specification_of(self, current: LearningRound) -> TaskSpecification:
         task = TASKS.get(self._state, current.slot.task)
         assert task is not None, "a learning round has a task"
-        return task.specification.rounds
+        return task.specification
 
     def head(self) -> Json:
         """The last block; height 0 is the genesis. Of a block that the chain starts from only the state is here."""

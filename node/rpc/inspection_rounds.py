@@ -19,9 +19,11 @@ from bflnode.consensus.task import (
     SettledClient,
     SettledRound,
     Task,
+    held_classes,
 )
 from bflnode.consensus.transaction import Available, Fault
 from bflnode.consensus.types import TOKEN, AccountId, BlobId, TransactionId
+from bflnode.node.aggregation import rule_text
 from bflnode.node.amounts import plain_tokens
 from bflnode.storage.chain_store import ChainStore
 
@@ -63,6 +65,7 @@ def round_json(found: LearningRound | SettledRound, task: Task) -> dict[str, Any
         "task_name": task.specification.name,
         "number": found.slot.number,
         "rounds": task.specification.rounds,
+        "rule": rule_text(task.specification),
         "attempt": found.slot.attempt,
         "status": _status(found),
         "opened_height": found.opened_height,
@@ -266,6 +269,7 @@ def _client_json(found: LearningRound | SettledRound, position: int) -> dict[str
     return {
         "account": account_text(client.account),
         "samples": client.samples,
+        "classes": list(held_classes(client.classes)),
         "base": client.base.hex(),
         "exclusion": client.exclusion.name.lower(),
         "commit": None if client.committed is None else client.committed.transaction.hex(),

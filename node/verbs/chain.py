@@ -201,6 +201,7 @@ def _render_round(answer: dict[str, Any]) -> None:
             f"{answer['number']} of {answer['rounds']}, attempt {answer['attempt'] + 1}, {answer['status']}",
         ),
         ("task", f"{answer['task_name']} {answer['task']}"),
+        ("rule", answer["rule"]),
         ("opened", f"block {answer['opened_height']}, {moment(answer['opened_ms'])}"),
         ("aggregator", answer["aggregator"]),
     ]

@@ -312,8 +312,8 @@ def _round_text(answer: dict[str, Any]) -> str:
     if answer["round"] is None:
         return f"none runs, {answer['settled_rounds']} settled"
     return (
-        f"{answer['round']} of {answer['rounds']}, phase {answer['phase']}: {answer['clients']} clients, "
-        f"{answer['committed']} committed, {answer['revealed']} revealed, {answer['attested']} attested; "
+        f"{answer['round']} of {answer['rounds']} by {answer['rule']}, phase {answer['phase']}: "
+        f"{answer['clients']} clients, {answer['committed']} committed, {answer['revealed']} revealed, {answer['attested']} attested; "
         f"aggregator {short(answer['aggregator'])}"
     )
 

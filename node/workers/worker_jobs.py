@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, assert_never, cast
 
+from bflnode.consensus.task import held_classes
 from bflnode.fl import runtime
 from bflnode.fl.aggregation import MAX_MODELS, MAX_WEIGHT
 from bflnode.fl.architectures import Architecture, architecture
@@ -151,7 +152,7 @@ def _aggregate(job: AggregateJob, report: Report) -> AggregateResult:
             Contribution(
                 sent=models[index],
                 received=received[bases[index]] if bases else {},
-                holds=_bits(job.classes[index], chosen.classes) if job.classes else (),
+                holds=_holds(job.classes[index], chosen) if job.classes else (),
                 weight=job.weights[index],
             )
             for index in range(len(job.input_paths))
@@ -186,9 +187,10 @@ def _check_aggregate(job: AggregateJob, chosen: Architecture, rule: Rule) -> Non
         )
 
 
-def _bits(bitmap: bytes, count: int) -> list[bool]:
-    """The first `count` bits, least significant first."""
-    return [bool(bitmap[place // 8] >> place % 8 & 1) for place in range(count)]
+def _holds(bitmap: bytes, chosen: Architecture) -> list[bool]:
+    """For each class of the architecture whether it is held."""
+    held = set(held_classes(bitmap))
+    return [category in held for category in range(chosen.classes)]
 
 
 def _matrix(job: MatrixJob) -> MatrixResult:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from bflnode.consensus.registration import newcomers_base
 from bflnode.consensus.tables import MODELS, PARTICIPANTS, participant_key
-from bflnode.consensus.task import MAX_CLASS_BITMAP_BYTES, Exclusion, Phase, Rule, class_bitmap
+from bflnode.consensus.task import MAX_CLASS_BITMAP_BYTES, Exclusion, Phase, Rule, class_bitmap, held_classes
 from bflnode.consensus.transaction import MAX_CLASSES
 from tests.consensus.harness import Harness
 
@@ -28,6 +28,8 @@ def test_every_class_has_its_bit_and_the_rest_is_zero(histogram: list[int]) -> N
 
     assert [bits >> place & 1 for place in range(len(histogram))] == [int(count > 0) for count in histogram]
     assert bits >> len(histogram) == 0
+    held = tuple(place for place, count in enumerate(histogram) if count)
+    assert held_classes(class_bitmap(tuple(histogram))) == held
 
 
 def test_the_classes_of_clients_are_kept_in_the_round_and_for_ever() -> None:

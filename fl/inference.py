@@ -6,6 +6,7 @@ Here belongs what training, prototypes and evaluation share of torch. Importing 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,17 +33,18 @@ def repeatable_torch(threads: int) -> Iterator[None]:
     threads_before = torch.get_num_threads()
     # Another interface of `use_deterministic_algorithms`, which imports torch's compiler: 2 s.
     deterministic_before = torch.get_deterministic_debug_mode()
-    fill_before = torch.utils.deterministic.fill_uninitialized_memory
+    filling: Any = torch.utils.deterministic  # a module with a property, which types can't say
+    fill_before = filling.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it deterministic CUDA refuses to run
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("error")
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    filling.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.set_num_threads(threads_before)
         torch.set_deterministic_debug_mode(deterministic_before)
-        torch.utils.deterministic.fill_uninitialized_memory = fill_before
+        filling.fill_uninitialized_memory = fill_before
 
 
 def representations(classifier: Classifier, inputs: Inputs) -> NDArray[np.float32]:

@@ -76,7 +76,7 @@ def halved(inputs: torch.Tensor) -> torch.Tensor:
     """
     if inputs.is_cuda or inputs.shape[2] % 2 or inputs.shape[3] % 2:
         return nn.functional.max_pool2d(inputs, 2)
-    result: torch.Tensor = _LargestOfSquares.apply(inputs)  # type: ignore[no-untyped-call]  # as torch declares it
+    result: torch.Tensor = _LargestOfSquares.apply(inputs)
     return result
 
 
@@ -88,14 +88,14 @@ class _LargestOfSquares(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(context: Any, inputs: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # has any arguments there
+    def forward(context: Any, inputs: torch.Tensor) -> torch.Tensor:
         context.save_for_backward(inputs)
         columns = torch.maximum(inputs[:, :, 0::2], inputs[:, :, 1::2])
         return torch.maximum(columns[..., 0::2], columns[..., 1::2])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch leaves it unannotated
-    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]  # as above
+    @once_differentiable
+    def backward(context: Any, gradient: torch.Tensor) -> torch.Tensor:
         (inputs,) = context.saved_tensors
         batch, channels, height, width = gradient.shape
         upper, lower = inputs[:, :, 0::2], inputs[:, :, 1::2]

@@ -53,13 +53,12 @@ class Adam(_Optimiser):
     @torch.no_grad()
     def step(self) -> None:
         """Move every parameter that has a gradient."""
+        parameters, gradients = _moved(self._parameters)
         moved = [place for place, parameter in enumerate(self._parameters) if parameter.grad is not None]
         if not moved:
             return
         for place in moved:
             self._steps[place] += 1
-        parameters = [self._parameters[place] for place in moved]
-        gradients = [parameter.grad for parameter in parameters]
         first, second = [self._first[place] for place in moved], [self._second[place] for place in moved]
         steps = [self._steps[place] for place in moved]
         torch._foreach_lerp_(first, gradients, 1 - FIRST_DECAY)
@@ -78,7 +77,12 @@ class GradientDescent(_Optimiser):
     @torch.no_grad()
     def step(self) -> None:
         """Move every parameter that has a gradient."""
-        parameters = [parameter for parameter in self._parameters if parameter.grad is not None]
+        parameters, gradients = _moved(self._parameters)
         if parameters:
-            gradients = [parameter.grad for parameter in parameters]
             torch._foreach_add_(parameters, gradients, alpha=-self._learning_rate)
+
+
+def _moved(parameters: Sequence[nn.Parameter]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The parameters that have a gradient, and their gradients."""
+    pairs = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+    return [parameter for parameter, _ in pairs], [gradient for _, gradient in pairs]

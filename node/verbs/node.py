@@ -313,8 +313,8 @@ def _round_text(answer: dict[str, Any]) -> str:
         return f"none runs, {answer['settled_rounds']} settled"
     return (
         f"{answer['round']} of {answer['rounds']} by {answer['rule']}, phase {answer['phase']}: "
-        f"{answer['clients']} clients, {answer['committed']} committed, {answer['revealed']} revealed, {answer['attested']} attested; "
-        f"aggregator {short(answer['aggregator'])}"
+        f"{answer['clients']} clients, {answer['committed']} committed, {answer['revealed']} revealed, "
+        f"{answer['attested']} attested; aggregator {short(answer['aggregator'])}"
     )
 
 

@@ -14,8 +14,9 @@ def print_report(report: dict[str, Any]) -> None:
     """Print a report, as `Report.to_json` gives it."""
     chain, options = report["chain"], report["options"]
     click.echo(
-        f"{chain['nodes']} nodes, {options['dataset']}, alpha {options['alpha']}, {options['clusters']} clusters, "
-        f"seed {options['seed']}; chain {short(chain['id'])} at height {chain['height']}"
+        f"{chain['nodes']} nodes, {options['dataset']}, alpha {options['alpha']}, "
+        f"{options['rule']} of {options['combination']}, {options['clusters']} clusters, seed {options['seed']}; "
+        f"chain {short(chain['id'])} at height {chain['height']}"
     )
     _print_rounds(report["rounds"])
     click.echo(

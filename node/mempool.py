@@ -78,6 +78,11 @@ class Mempool:
     def __contains__(self, transaction: TransactionId) -> bool:
         return transaction in self._waiting
 
+    def holds(self, transaction: Transaction) -> bool:
+        """Whether exactly this waits here. Its id doesn't say so: a copy with a false signature has the same one."""
+        known = self._waiting.get(transaction.id)
+        return known is not None and known.transaction.signature == transaction.signature
+
     def was_included(self, transaction: TransactionId) -> bool:
         """Whether one of the last blocks has a transaction: who sends it still is late, no more."""
         return transaction in self._included

@@ -85,18 +85,18 @@ class TransactionRelay:
         """Take a batch from a peer. Some transactions that a block has overtaken are no fault of the peer.
 
         Returns:
-            Whether some of them wait here now, so that the batch is worth passing on.
+            Whether the batch may be passed on: all of it was checked and waits here, or this node would answer for what
+            it has not looked at. What waits here of another batch goes out with what is stale.
 
         Raises:
             Rejection: malformed bytes, a bad signature, or more invalid ones than a correct node passes on.
         """
-        is_worth_passing_on = False
-        for transaction in Batch.from_bytes(data, max_bytes=MAX_PUSH_BYTES).transactions:
+        transactions = Batch.from_bytes(data, max_bytes=MAX_PUSH_BYTES).transactions
+        for transaction in transactions:
             if self._mempool.was_included(transaction.id):
                 continue
             try:
                 self.accept(transaction)
-                is_worth_passing_on = True
             except NoRoomError as rejection:
                 _log.debug("no room for %s of %s: %s", transaction.kind.name, transaction.sender.hex()[:12], rejection)
             except Rejection as rejection:
@@ -107,7 +107,7 @@ class TransactionRelay:
                     if self._agreement.is_outdated:  # what is invalid here may be valid where the peer is
                         break
                     raise
-        return is_worth_passing_on
+        return bool(transactions) and all(map(self._mempool.holds, transactions))
 
     def pending(self) -> bytes:
         """What waits here, for a peer that asks: as much as fits in one message."""

@@ -17,6 +17,7 @@ from .hashing import tagged_hash
 from .keys import SecretKey, verify
 from .merkle import merkle_root
 from .records import Record
+from .rejection import Reason, Rejection
 from .transaction import Transaction
 from .types import (
     MAX_VALIDATORS,
@@ -128,6 +129,22 @@ def transactions_root(transactions: tuple[Transaction, ...]) -> Hash:
 def commit_hash(commit: Commit) -> Hash:
     """What the next header says of this commit."""
     return tagged_hash("commit-hash", commit.to_bytes())
+
+
+def verify_body(block: Block) -> None:
+    """Check that a block's body is the one its header names: the id is the header's, and says nothing of another body.
+
+    Raises:
+        Rejection: WRONG_ROOT.
+    """
+    header = block.header
+    pairs = (
+        ("transactions", header.transactions_root, transactions_root(block.transactions)),
+        ("last commit", header.last_commit_hash, commit_hash(block.last_commit)),
+    )
+    for what, claimed, computed in pairs:
+        if claimed != computed:
+            raise Rejection(Reason.WRONG_ROOT, what=what, claimed=claimed, computed=computed)
 
 
 def genesis_commit(chain_id: ChainId) -> Commit:

@@ -23,6 +23,7 @@ from .block import (
     commit_hash,
     genesis_commit,
     transactions_root,
+    verify_body,
     vote_payload,
 )
 from .evidence import verify_evidence
@@ -515,12 +516,8 @@ def _check_place(genesis: Genesis, parent: Header | None, header: Header) -> Non
 
 def _check_contents(tree: StateTree, block: Block) -> None:
     """What the header commits to and can be compared before execution."""
-    pairs = (
-        ("transactions", block.header.transactions_root, transactions_root(block.transactions)),
-        ("last commit", block.header.last_commit_hash, commit_hash(block.last_commit)),
-        ("validators", block.header.validators_hash, current_validators(tree).hash),
-    )
-    _check_equal(pairs)
+    verify_body(block)
+    _check_equal((("validators", block.header.validators_hash, current_validators(tree).hash),))
 
 
 def _check_equal(pairs: tuple[tuple[str, Hash, Hash], ...]) -> None:

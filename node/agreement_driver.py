@@ -36,7 +36,7 @@ from bflnode.consensus.agreement import (
     VoteReceived,
     WorkAvailable,
 )
-from bflnode.consensus.block import Block, Commit, Proposal, ProposalMessage, Vote
+from bflnode.consensus.block import Block, Commit, Proposal, ProposalMessage, Vote, verify_body
 from bflnode.consensus.evidence import make_evidence
 from bflnode.consensus.leaders import current_leader
 from bflnode.consensus.ledger import verify_commit
@@ -297,8 +297,8 @@ class AgreementDriver:
     def _take_message(self, item: MessageReceived) -> None:
         """Check a message, and hand it to the machine now or at the next height; what changes nothing is dropped.
 
-        What costs comes last, the signatures and then the block: one proposal may carry hundreds of signatures, anybody
-        can sign in names of his own, and repeat what others signed.
+        What costs comes last, signatures and then the block: one proposal may carry hundreds of signatures, anybody can
+        sign in names of his own, and repeat what others signed.
         """
         message, height = item.message, self._machine.height
         if isinstance(message, Vote) and self._decided_votes.concerns(message):
@@ -307,7 +307,7 @@ class AgreementDriver:
         slot = message if isinstance(message, Vote) else message.proposal
         if slot.height == height:
             if self._machine.wants(message):
-                self._check_signatures(message)
+                self._verify(message)
                 self._inputs.append(self._input_of(message))
         elif slot.height == height + 1 and not self._has_unknown_signer(message):
             self._wait_for_next_height(slot, item)
@@ -320,7 +320,7 @@ class AgreementDriver:
         )
         if slot in waiting:
             return
-        self._check_signatures(item.message)
+        self._verify(item.message)
         if len(waiting) == limit:
             del waiting[next(iter(waiting))]
         waiting[slot] = item
@@ -331,7 +331,7 @@ class AgreementDriver:
             raise Rejection(Reason.UNKNOWN_VALIDATOR, validator=vote.validator, height=vote.height)
         if not self._decided_votes.is_new(vote):
             return
-        self._check_signatures(vote)
+        self._verify(vote)
         self._compare(vote)
         self._chain.extend_commit(self._decided_votes.commit)
 
@@ -350,12 +350,18 @@ class AgreementDriver:
         is_twice = len(set(signers)) != len(signers)
         return is_twice or any(account not in validators for account in (message.proposal.proposer, *signers))
 
-    def _check_signatures(self, message: ProposalMessage | Vote) -> None:
+    def _verify(self, message: ProposalMessage | Vote) -> None:
+        """Check what isn't its signer's but its sender's fault: signatures, and a body that isn't the header's.
+
+        A leader signs the header. Were a block with another body taken for its block, and for invalid, anybody who
+        overtakes a proposal could have the real one, of the same id, taken for known.
+        """
         chain_id = self._chain.genesis.chain_id
         if isinstance(message, Vote):
             message.verify_signature(chain_id)
         else:
             message.proposal.verify_signature(chain_id)
+            verify_body(message.block)
             for vote in message.certificate:
                 vote.verify_signature(chain_id)
 

@@ -15,7 +15,7 @@ from importlib.metadata import version
 import trio
 
 from bflnode.consensus.agreement import MAX_STATUS_BYTES, Status, Step
-from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote, commit_hash, transactions_root
+from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote, verify_body
 from bflnode.consensus.ledger import verify_commit
 from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.staking import Standing, standing
@@ -393,9 +393,7 @@ def check_commit(chain: Chain, final: FinalBlock) -> None:
         Rejection: they haven't, or have signed the header of another body.
     """
     block, commit = final.block, final.commit
-    body = (transactions_root(block.transactions), commit_hash(block.last_commit))
-    if body != (block.header.transactions_root, block.header.last_commit_hash):
-        raise Rejection(Reason.WRONG_ROOT, fault="the body is of another block", block=block.id)
+    verify_body(block)
     if (commit.height, commit.block_id) != (block.height, block.id):
         raise Rejection(Reason.WRONG_COMMIT, commit=commit.block_id, block=block.id)
     verify_commit(chain.genesis.chain_id, current_validators(chain.tree), commit)

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
+from bflnode.consensus.block import ProposalMessage, sign_proposal
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.transaction import Transaction, Transfer, sign_transaction
 from bflnode.consensus.types import Signature
+from bflnode.node.agreement_driver import MessageReceived
 from bflnode.node.node import Node
 from bflnode.node.p2p.inbound import VIOLATION_COST
-from bflnode.node.p2p.messages import MAX_BATCH, Batch, transactions_topic
+from bflnode.node.p2p.messages import MAX_BATCH, MAX_PUSH_BYTES, PROPOSALS, Batch, transactions_topic
 from bflnode.node.p2p.network import PeerId
 from bflnode.node.p2p.scores import BAN_SCORE
+from tests.node.drivers import Site, Wires, genesis_of, sites
 from tests.node.networks import eventually
 from tests.node.nodes import opened, small_network
 from tests.node.strangers import stranger_of
@@ -75,3 +79,52 @@ def worthless_of(node: Node, number: int) -> Transaction:
     """Of an account that isn't on the chain, rightly signed."""
     key = SecretKey.from_seed(number.to_bytes(32, "big"))
     return sign_transaction(key, node.chain.genesis.chain_id, Transfer(node.key.account, 1), nonce=0)
+
+
+def with_another_body(message: ProposalMessage, site: Site) -> ProposalMessage:
+    """The leader's header and signature, and a transaction that the leader didn't choose."""
+    block = replace(message.block, transactions=(*message.block.transactions, site.transfer(7)))
+    return replace(message, block=block)
+
+
+async def test_a_stranger_that_sends_each_proposal_first_with_another_body_does_not_stop_the_chain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block was taken for invalid, and the real one, of the same id, for known: nobody voted for any block."""
+    carry = Wires.carry
+
+    def overtaking(wires: Wires, sender: PeerId, receiver: PeerId, protocol: str, data: bytes) -> bool:
+        if protocol == PROPOSALS:
+            message = ProposalMessage.from_bytes(data, max_bytes=MAX_PUSH_BYTES)
+            site = wires.sites[receiver]
+            site.driver.deliver(MessageReceived(with_another_body(message, site), STRANGERS[0]))
+        return carry(wires, sender, receiver, protocol, data)
+
+    monkeypatch.setattr(Wires, "carry", overtaking)
+    async with sites(tmp_path, genesis_of(4), 4) as (_, made):
+        transaction = made[0].transfer()
+        for site in made:
+            site.submit(transaction)
+        for site in made:
+            await site.until_included(transaction)
+        assert {site.chain.tip_header.round for site in made if site.chain.tip_header is not None} == {0}
+        assert {line.split(":")[0] for site in made for line in site.punished} == {STRANGERS[0]}
+
+
+async def test_a_proposal_that_is_early_with_another_body_does_not_hide_the_real_one(tmp_path: Path) -> None:
+    async with sites(tmp_path, genesis_of(4), 1, run=False) as (_, [site]):
+        block = site.chain.build(site.key.account, round_=0, time_ms=0, candidates=())
+        early = replace(block, header=replace(block.header, height=2))
+        proposal = sign_proposal(
+            site.key, site.chain.genesis.chain_id, height=2, round_=0, valid_round=-1, block_id=early.id
+        )
+        real = ProposalMessage(proposal, early, ())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(site.driver.run)
+            for message in (with_another_body(real, site), real):
+                assert site.driver.deliver(MessageReceived(message, STRANGERS[0]))
+            await eventually(lambda: site.driver._receive.statistics().current_buffer_used == 0)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert [item.message for item in site.driver._early_proposals.values()] == [real]
+        assert len(site.punished) == 1

@@ -30,7 +30,7 @@ from bflnode.consensus.agreement import (
     VoteReceived,
     WorkAvailable,
 )
-from bflnode.consensus.block import Block, Commit, Proposal, ProposalMessage, Vote
+from bflnode.consensus.block import Block, Commit, Proposal, ProposalMessage, Vote, verify_body
 from bflnode.consensus.evidence import make_evidence
 from bflnode.consensus.machine import Machine
 from bflnode.consensus.rejection import Premature, Reason, Rejection
@@ -309,6 +309,7 @@ class SimulatedNode:
             message.verify_signature(self.chain.chain_id)
             return
         message.proposal.verify_signature(self.chain.chain_id)
+        verify_body(message.block)
         for vote in message.certificate:
             vote.verify_signature(self.chain.chain_id)
 

@@ -41,6 +41,7 @@ bench: $(VENV)/.installed-dev  ## run the benchmarks (minutes)
 	$(BIN)/python benchmarks/network.py
 	$(BIN)/python benchmarks/network.py --architecture cnn/1x8x8/10
 	$(BIN)/python benchmarks/flood.py
+	$(BIN)/python benchmarks/experiment_rounds.py
 
 simulate: $(VENV)/.installed-dev  ## run the simulator over 10,000 seeded schedules, on all cores
 	PYTHONPATH=. $(BIN)/python -m tests.simulation --seeds 10000

@@ -61,14 +61,11 @@ def mean(models: Sequence[Mapping[str, Tensor]], weights: Sequence[int]) -> dict
 
 
 def moved(base: Mapping[str, Tensor], target: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
-    """`base + factor (target - base)` for floats, in float64, rounded once; what isn't in the base stays as it is.
-
-    What float32 can't hold becomes the largest number that it can: models must stay finite.
-    """
+    """`base + factor (target - base)` for floats, in float64, rounded once; what isn't in the base stays as it is."""
     return {
         name: tensor
         if tensor.dtype != np.float32 or name not in base
-        else _as_float32(base[name] + factor * (tensor.astype(np.float64) - base[name]))
+        else rounded(base[name] + factor * (tensor.astype(np.float64) - base[name]))
         for name, tensor in target.items()
     }
 
@@ -102,7 +99,8 @@ def by_chunks(
     return result
 
 
-def _as_float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
+def rounded(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Values as float32; what it can't hold becomes the largest number that it can: models must stay finite."""
     limit = float(np.finfo(np.float32).max)
     return np.clip(values, -limit, limit).astype(np.float32)
 

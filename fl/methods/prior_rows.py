@@ -2,7 +2,8 @@
 
 A client adds the logarithm of its own class shares to its logits, in training and in its own predictions, so that the
 decision layer learns what inputs look like and not how frequent classes are at this client. Classes that it lacks are
-masked, so their rows get no gradient; then a row is averaged over those that have one to give.
+masked, so their rows get no gradient; then a row is averaged over those that have one to give. And a client carries a
+share of its own last step into the next round, so that what only its own data asks for isn't averaged away.
 """
 
 from dataclasses import dataclass
@@ -10,23 +11,41 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from bflnode.fl.carry import carried
 from bflnode.fl.networks import get_tensors
 from bflnode.fl.prior import WithPrior, with_prior
 from bflnode.fl.rules import PAA, PRIOR_ROWS, Rule
 from bflnode.fl.training import fit
 
-from .method import NOTHING, Gathered, Given, Local, Method, MethodError, Update, same_for_all
+from .method import (
+    NOTHING,
+    Gathered,
+    Given,
+    Local,
+    Method,
+    MethodError,
+    Update,
+    merged,
+    prefixed,
+    same_for_all,
+    stripped,
+)
+
+BASE, SENT = "base.", "sent."
+"""Before the tensors that a client keeps: what it had received, and what it sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriorRows(Method):
-    """FedAvg with a step above 1, decision rows by holders of their class, and the label prior kept local.
+    """FedAvg with decision rows by holders of their class, and with label prior and own last step kept local.
 
-    `u_j = received + eta (sent_j - received)`; the representation is the mean of all u_j, row c of the decision layer
-    the mean of the u_j whose client has samples of class c; a row without holders stays as it was.
+    A client starts from `received + carry (sent - received)`, the difference being that of its last round. The
+    aggregator returns `received + eta (mean of sent - received)`, but row c of the decision layer is the mean over
+    those whose client has samples of class c; a row without holders stays as it was.
 
     Attributes:
-        server_step: eta, 1.5 to 2; 3 collapses.
+        server_step: eta.
+        carry: share of the own last step in what a client starts from; see `fl.carry`.
         rows: average decision rows over the holders of their class; False for all clients (ablation).
         prior: add the label prior (ablation).
         mask: minus infinity for absent classes; False gives them the share of half a sample (ablation).
@@ -35,7 +54,8 @@ class PriorRows(Method):
 
     name = "prior-rows"
     source = "this project; the prior is Menon et al. 2021's logit adjustment, applied at each client"
-    server_step: float = 2.0
+    server_step: float = 1.25
+    carry: float = 0.8
     rows: bool = True
     prior: bool = True
     mask: bool = True
@@ -44,6 +64,8 @@ class PriorRows(Method):
     def __post_init__(self) -> None:
         if not self.server_step > 0:
             raise MethodError(f"server_step is {self.server_step}: give more than 0")
+        if not self.carry >= 0:
+            raise MethodError(f"carry is {self.carry}: give 0 or more")
         if self.clusters < 1:
             raise MethodError(f"clusters is {self.clusters}: give at least 1")
 
@@ -51,7 +73,9 @@ class PriorRows(Method):
         """Train with the prior in the loss; send the classifier without it."""
         model = self._personal(local)
         losses = fit(model, local.shard.train, local.config)
-        return Update(sent=get_tensors(model.classifier), kept=NOTHING, model=model, loss=losses[-1])
+        sent = get_tensors(model.classifier)
+        kept = merged(prefixed(BASE, local.received), prefixed(SENT, sent)) if self.carry else NOTHING
+        return Update(sent=sent, kept=kept, model=model, loss=losses[-1])
 
     def aggregate(self, gathered: Gathered) -> Given:
         """The combination of the steps of all clients, and of the rows of those who hold the class."""
@@ -59,7 +83,7 @@ class PriorRows(Method):
         return same_for_all(gathered, gathered.outputs(rule, [0] * len(gathered.sent))[0])
 
     def personal_model(self, local: Local) -> nn.Module:
-        """What was received, with the own prior."""
+        """What was received and what is carried, with the own prior."""
         return self._personal(local)
 
     def general_model(self, local: Local) -> nn.Module:
@@ -72,4 +96,7 @@ class PriorRows(Method):
             counts = np.ones_like(counts)
         elif not self.mask:
             counts = np.maximum(counts, 0.5)
-        return with_prior(local.classifier(), counts.tolist())
+        start = local.received
+        if self.carry and local.kept:
+            start = carried(start, stripped(BASE, local.kept), stripped(SENT, local.kept), self.carry)
+        return with_prior(local.classifier(start), counts.tolist())

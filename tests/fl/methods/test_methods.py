@@ -361,8 +361,24 @@ def test_the_prior_is_the_logarithm_of_class_shares_and_never_sent() -> None:
     assert model.log_prior.tolist() == pytest.approx([np.log(0.25), np.log(0.75), -np.inf])
     update = method.train(client)
     assert set(update.sent) == set(initial())
-    assert not update.kept
     assert np.array_equal(update.sent["decision.weight"][2], client.received["decision.weight"][2])
+
+
+def test_a_client_starts_from_what_it_received_and_a_share_of_its_own_last_step() -> None:
+    method = make_method("prior-rows", {"carry": 0.5})
+    first = method.train(local())
+    received = shifted(initial(), 7.0)
+
+    model = method.personal_model(local(received=received, kept=first.kept))
+
+    assert isinstance(model, WithPrior)
+    own_step = {name: first.sent[name] - tensor for name, tensor in initial().items()}
+    expected = {name: tensor + 0.5 * own_step[name] for name, tensor in received.items()}
+    assert is_close(get_tensors(model.classifier), expected)
+
+
+def test_nothing_is_kept_where_nothing_is_carried() -> None:
+    assert not make_method("prior-rows", {"carry": 0.0}).train(local()).kept
 
 
 def test_predictions_for_everybody_are_made_without_the_prior() -> None:
@@ -400,6 +416,7 @@ def test_local_only_goes_on_from_the_own_model_and_sends_nothing() -> None:
         ("paa", {"clusters": 0}, "at least 1"),
         ("apfl", {"alpha": 2.0}, "give 0 to 1"),
         ("prior-rows", {"server_step": 0.0}, "more than 0"),
+        ("prior-rows", {"carry": -0.1}, "0 or more"),
     ],
 )
 def test_a_wrong_name_or_setting_is_refused(name: str, settings: dict[str, object], fault: str) -> None:

@@ -163,8 +163,13 @@ def correlation_matrix(values: Prototypes) -> CorrelationMatrix:
     for dimension in range(dimensions):
         column = centred[:, dimension]
         covariances += column[:, np.newaxis] * column[np.newaxis, :]
+    return matrix_of_covariances(covariances)
+
+
+def matrix_of_covariances(covariances: NDArray[np.float64]) -> CorrelationMatrix:
+    """Correlations of covariances (clients, clients), rounded half to even; 0 where a variance is 0 or not finite."""
     deviations = np.sqrt(np.diagonal(covariances))
-    usable &= np.isfinite(deviations) & (deviations > 0.0)
+    usable = np.isfinite(deviations) & (deviations > 0.0)
     deviations = np.where(usable, deviations, 1.0)
     defined = usable[:, np.newaxis] & usable[np.newaxis, :]
     correlations = np.where(defined, covariances, 0.0) / (deviations[:, np.newaxis] * deviations[np.newaxis, :])

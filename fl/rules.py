@@ -7,7 +7,8 @@ architecture, since on a chain there must be one. Which clients belong together,
 weights they have is decided by the caller. No torch.
 
     paa          a model for each cluster: received + step (combination of what its members sent - received)
-    prior-rows   one model for all: the same over everybody, but row c of the decision layer over those who hold class c
+    prior-rows   one model for all: the same over everybody, but row c of the decision layer over those who hold class
+                 c; with `shared` below 1 mixed with the same of each cluster
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .aggregation import mean, stepped
+from .aggregation import mean, moved, stepped
 from .architectures import DECISION
 from .robust import RobustRule, Tensors
 from .weights import Tensor
@@ -33,17 +34,22 @@ class Rule:
         combination: what makes one model of several.
         server_step: how far an output goes from what was received towards the combination; 1 is the combination itself,
             bit for bit. BatchNorm's statistics never take a step: a variance beyond the combined one can be negative.
+        shared: under PRIOR_ROWS, the part of everybody's model in a cluster's output, 0 to 1; the rest is made by the
+            same rule of its members alone. 1 is one model for all.
     """
 
     name: str = PAA
     combination: RobustRule = RobustRule()  # noqa: RUF009 - frozen
     server_step: float = 1.0
+    shared: float = 1.0
 
     def __post_init__(self) -> None:
         if self.name not in (PAA, PRIOR_ROWS):
             raise ValueError(f"there is no rule {self.name!r}: use {PAA} or {PRIOR_ROWS}")
         if not self.server_step > 0:
             raise ValueError(f"server_step is {self.server_step}: give more than 0")
+        if not 0 <= self.shared <= 1:
+            raise ValueError(f"shared is {self.shared}: give 0 to 1")
 
     @property
     def needs_received(self) -> bool:
@@ -82,14 +88,15 @@ def outputs(
         A label, ascending, and its output; where the rule makes one model for all, the same object each time.
     """
     assert len(contributions) == len(labels) > 0, (len(contributions), len(labels))
-    if rule.name == PRIOR_ROWS:
-        for_all = _prior_rows(rule, contributions)
-        for label in sorted(set(labels)):
-            yield label, for_all
-        return
+    for_all = _prior_rows(rule, contributions) if rule.name == PRIOR_ROWS else {}
     for label in sorted(set(labels)):
         members = [entry for entry, own in zip(contributions, labels, strict=True) if own == label]
-        yield label, _stepped(rule, members, _combined(rule, members))
+        if rule.name == PAA:
+            yield label, _stepped(rule, members, _combined(rule, members))
+        elif rule.shared == 1:
+            yield label, for_all
+        else:
+            yield label, moved(_prior_rows(rule, members), for_all, rule.shared)
 
 
 def _prior_rows(rule: Rule, everybody: Sequence[Contribution]) -> dict[str, Tensor]:

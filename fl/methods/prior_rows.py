@@ -16,6 +16,7 @@ from bflnode.fl.networks import get_tensors
 from bflnode.fl.prior import WithPrior, with_prior
 from bflnode.fl.rules import PAA, PRIOR_ROWS, Rule
 from bflnode.fl.training import fit
+from bflnode.fl.updates import update_correlations
 
 from .method import (
     NOTHING,
@@ -25,11 +26,16 @@ from .method import (
     Method,
     MethodError,
     Update,
+    by_cluster,
     merged,
     prefixed,
     same_for_all,
     stripped,
 )
+from .paa import similarities
+
+PROTOTYPES, UPDATES = SIMILARITIES = ("prototypes", "updates")
+"""What clients are compared by."""
 
 BASE, SENT = "base.", "sent."
 """Before the tensors that a client keeps: what it had received, and what it sent."""
@@ -49,7 +55,9 @@ class PriorRows(Method):
         rows: average decision rows over the holders of their class; False for all clients (ablation).
         prior: add the label prior (ablation).
         mask: minus infinity for absent classes; False gives them the share of half a sample (ablation).
-        clusters: that the ledger looks for, by PAA, to pay clients; nothing is learned from them.
+        clusters: that the chain looks for, to pay clients, and to mix their models where `shared` is below 1.
+        similarity: by which it does: "prototypes" (PAA's) or "updates" (`fl.updates`).
+        shared: part of everybody's model in what a cluster receives; 1 is one model for all.
     """
 
     name = "prior-rows"
@@ -60,6 +68,8 @@ class PriorRows(Method):
     prior: bool = True
     mask: bool = True
     clusters: int = 5
+    similarity: str = PROTOTYPES
+    shared: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.server_step > 0:
@@ -68,6 +78,10 @@ class PriorRows(Method):
             raise MethodError(f"carry is {self.carry}: give 0 or more")
         if self.clusters < 1:
             raise MethodError(f"clusters is {self.clusters}: give at least 1")
+        if self.similarity not in SIMILARITIES:
+            raise MethodError(f"there is no similarity {self.similarity!r}: use one of {', '.join(SIMILARITIES)}")
+        if not 0 <= self.shared <= 1:
+            raise MethodError(f"shared is {self.shared}: give 0 to 1")
 
     def train(self, local: Local) -> Update:
         """Train with the prior in the loss; send the classifier without it."""
@@ -79,8 +93,26 @@ class PriorRows(Method):
 
     def aggregate(self, gathered: Gathered) -> Given:
         """The combination of the steps of all clients, and of the rows of those who hold the class."""
-        rule = Rule(name=PRIOR_ROWS if self.rows else PAA, combination=gathered.combine, server_step=self.server_step)
-        return same_for_all(gathered, gathered.outputs(rule, [0] * len(gathered.sent))[0])
+        rule = Rule(
+            name=PRIOR_ROWS if self.rows else PAA,
+            combination=gathered.combine,
+            server_step=self.server_step,
+            shared=self.shared,
+        )
+        if self.shared == 1:
+            return same_for_all(gathered, gathered.outputs(rule, [0] * len(gathered.sent))[0])
+        labels = self._labels(gathered)
+        return by_cluster(labels, gathered.outputs(rule, labels))
+
+    def _labels(self, gathered: Gathered) -> tuple[int, ...]:
+        if gathered.labels is not None:
+            return gathered.labels
+        if self.similarity == UPDATES:
+            sent = gathered.sent
+            matrix = update_correlations([entry.tensors for entry in sent], [entry.received for entry in sent])
+        else:
+            matrix = similarities(gathered)
+        return tuple(gathered.cluster(matrix, min(self.clusters, len(gathered.sent))))
 
     def personal_model(self, local: Local) -> nn.Module:
         """What was received and what is carried, with the own prior."""

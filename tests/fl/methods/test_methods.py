@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from bflnode.consensus.clustering import cluster
 from bflnode.fl.architectures import Architecture, architecture
 from bflnode.fl.inference import repeatable_torch
 from bflnode.fl.methods import registry
@@ -377,6 +378,35 @@ def test_a_client_starts_from_what_it_received_and_a_share_of_its_own_last_step(
     assert is_close(get_tensors(model.classifier), expected)
 
 
+@pytest.mark.parametrize(("shared", "parts"), [(1.0, (2.0, 2.0)), (0.5, (1.5, 2.5)), (0.0, (1.0, 3.0))])
+def test_a_cluster_receives_its_own_mean_and_a_part_of_everybodys(shared: float, parts: tuple[float, float]) -> None:
+    method = make_method("prior-rows", {"server_step": 1.0, "shared": shared})
+    one, two = shifted(initial(), 1.0), shifted(initial(), 3.0)
+
+    given = method.aggregate(gathered(sent(0, one), sent(1, two), labels=(0, 1)))
+
+    for received, part in zip(given.received, parts, strict=True):
+        assert is_close(received, shifted(initial(), part))
+
+
+def test_clients_with_alike_steps_are_together_under_similarity_by_updates() -> None:
+    generator = np.random.default_rng(3)
+    noise = [{name: generator.normal(size=tensor.shape) for name, tensor in initial().items()} for _ in range(2)]
+    tensors = [
+        {
+            name: (tensor + (1 + client) * noise[client % 2][name]).astype(np.float32)
+            for name, tensor in initial().items()
+        }
+        for client in range(4)
+    ]
+    method = make_method("prior-rows", {"similarity": "updates", "shared": 0.5, "clusters": 2})
+
+    offered = gathered(*(sent(client, own) for client, own in enumerate(tensors)))
+    given = method.aggregate(replace(offered, cluster=lambda matrix, count: cluster(matrix.astype(np.int64), count)))
+
+    assert given.labels == (0, 1, 0, 1)
+
+
 def test_nothing_is_kept_where_nothing_is_carried() -> None:
     assert not make_method("prior-rows", {"carry": 0.0}).train(local()).kept
 
@@ -417,6 +447,8 @@ def test_local_only_goes_on_from_the_own_model_and_sends_nothing() -> None:
         ("apfl", {"alpha": 2.0}, "give 0 to 1"),
         ("prior-rows", {"server_step": 0.0}, "more than 0"),
         ("prior-rows", {"carry": -0.1}, "0 or more"),
+        ("prior-rows", {"shared": 1.5}, "0 to 1"),
+        ("prior-rows", {"similarity": "taste"}, "prototypes, updates"),
     ],
 )
 def test_a_wrong_name_or_setting_is_refused(name: str, settings: dict[str, object], fault: str) -> None:

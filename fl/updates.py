@@ -1,0 +1,51 @@
+"""How alike clients' steps are: what groups them when they differ in what their inputs look like.
+
+Prototypes compare what trained models make of a probe that all see; under a prior that stays local they hardly tell
+groups of turned images apart. Steps do (Sattler et al. 2020, "Clustered Federated Learning", which takes the cosine of
+all of a step): here Pearson's correlation of the representation alone, as PAA takes it of prototypes, so that which
+classes a client has counts less. No torch.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .aggregation import CHUNK_ELEMENTS, STATISTICS
+from .architectures import DECISION
+from .prototypes import CorrelationMatrix, matrix_of_covariances
+from .robust import Tensors
+
+
+def update_correlations(sent: Sequence[Tensors], received: Sequence[Tensors]) -> CorrelationMatrix:
+    """Pearson's correlation of all pairs of steps of the representation, as integers.
+
+    Sums are float64 in BLAS's order, so last bits may differ between machines, as those of prototypes may. A client
+    that sent what it had received correlates with nobody.
+
+    Args:
+        sent: by each client, all with the same names and shapes.
+        received: what each had received.
+
+    Returns:
+        (clients, clients) int16 in [-10000, 10000].
+    """
+    clients = len(sent)
+    sums: NDArray[np.float64] = np.zeros(clients)
+    products: NDArray[np.float64] = np.zeros((clients, clients))
+    elements = 0
+    for name, first in sent[0].items():
+        if first.dtype != np.float32 or name.startswith(DECISION) or name.endswith(STATISTICS):
+            continue
+        for start in range(0, first.size, CHUNK_ELEMENTS):
+            chunk = slice(start, start + CHUNK_ELEMENTS)
+            steps = np.stack(
+                [
+                    own[name].reshape(-1)[chunk].astype(np.float64) - base[name].reshape(-1)[chunk]
+                    for own, base in zip(sent, received, strict=True)
+                ]
+            )
+            sums += steps.sum(axis=1)
+            products += steps @ steps.T
+            elements += steps.shape[1]
+    return matrix_of_covariances(products - np.outer(sums, sums) / elements)

@@ -37,6 +37,9 @@ from .paa import similarities
 PROTOTYPES, UPDATES = SIMILARITIES = ("prototypes", "updates")
 """What clients are compared by."""
 
+EXPECTED = ("own", "uniform")
+"""How frequent classes are in what clients predict."""
+
 BASE, SENT = "base.", "sent."
 """Before the tensors that a client keeps: what it had received, and what it sent."""
 
@@ -55,6 +58,8 @@ class PriorRows(Method):
         rows: average decision rows over the holders of their class; False for all clients (ablation).
         prior: add the label prior (ablation).
         mask: minus infinity for absent classes; False gives them the share of half a sample (ablation).
+        expects: classes in what a client is to predict: "own" for those of its own data, "uniform" for all alike; then
+            it predicts without its prior.
         clusters: that the chain looks for, to pay clients, and to mix their models where `shared` is below 1.
         similarity: by which it does: "prototypes" (PAA's) or "updates" (`fl.updates`).
         shared: part of everybody's model in what a cluster receives; 1 is one model for all.
@@ -67,6 +72,7 @@ class PriorRows(Method):
     rows: bool = True
     prior: bool = True
     mask: bool = True
+    expects: str = "own"
     clusters: int = 5
     similarity: str = PROTOTYPES
     shared: float = 1.0
@@ -78,6 +84,8 @@ class PriorRows(Method):
             raise MethodError(f"carry is {self.carry}: give 0 or more")
         if self.clusters < 1:
             raise MethodError(f"clusters is {self.clusters}: give at least 1")
+        if self.expects not in EXPECTED:
+            raise MethodError(f"a client can't expect {self.expects!r}: use one of {', '.join(EXPECTED)}")
         if self.similarity not in SIMILARITIES:
             raise MethodError(f"there is no similarity {self.similarity!r}: use one of {', '.join(SIMILARITIES)}")
         if not 0 <= self.shared <= 1:
@@ -89,7 +97,7 @@ class PriorRows(Method):
         losses = fit(model, local.shard.train, local.config)
         sent = get_tensors(model.classifier)
         kept = merged(prefixed(BASE, local.received), prefixed(SENT, sent)) if self.carry else NOTHING
-        return Update(sent=sent, kept=kept, model=model, loss=losses[-1])
+        return Update(sent=sent, kept=kept, model=self._predicting(model), loss=losses[-1])
 
     def aggregate(self, gathered: Gathered) -> Given:
         """The combination of the steps of all clients, and of the rows of those who hold the class."""
@@ -104,6 +112,9 @@ class PriorRows(Method):
         labels = self._labels(gathered)
         return by_cluster(labels, gathered.outputs(rule, labels))
 
+    def _predicting(self, model: WithPrior) -> nn.Module:
+        return model if self.expects == "own" else model.classifier
+
     def _labels(self, gathered: Gathered) -> tuple[int, ...]:
         if gathered.labels is not None:
             return gathered.labels
@@ -115,8 +126,8 @@ class PriorRows(Method):
         return tuple(gathered.cluster(matrix, min(self.clusters, len(gathered.sent))))
 
     def personal_model(self, local: Local) -> nn.Module:
-        """What was received and what is carried, with the own prior."""
-        return self._personal(local)
+        """What was received and what is carried, with the own prior if its classes are expected."""
+        return self._predicting(self._personal(local))
 
     def general_model(self, local: Local) -> nn.Module:
         """What was received: no prior, since nobody knows that of everybody's data."""

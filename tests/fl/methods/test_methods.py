@@ -411,6 +411,15 @@ def test_nothing_is_kept_where_nothing_is_carried() -> None:
     assert not make_method("prior-rows", {"carry": 0.0}).train(local()).kept
 
 
+def test_a_client_that_expects_all_classes_alike_predicts_without_its_prior() -> None:
+    method = make_method("prior-rows", {"expects": "uniform"})
+    client = local(labels=[0, 0])
+    update = method.train(client)
+
+    assert is_close(get_tensors(method.personal_model(client)), client.received)
+    assert is_close(get_tensors(update.model), update.sent)
+
+
 def test_predictions_for_everybody_are_made_without_the_prior() -> None:
     method = make_method("prior-rows", {})
     client = local(labels=[0, 0])
@@ -448,6 +457,7 @@ def test_local_only_goes_on_from_the_own_model_and_sends_nothing() -> None:
         ("prior-rows", {"server_step": 0.0}, "more than 0"),
         ("prior-rows", {"carry": -0.1}, "0 or more"),
         ("prior-rows", {"shared": 1.5}, "0 to 1"),
+        ("prior-rows", {"expects": "rain"}, "own, uniform"),
         ("prior-rows", {"similarity": "taste"}, "prototypes, updates"),
     ],
 )

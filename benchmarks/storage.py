@@ -91,7 +91,8 @@ def times(harness: Harness, folder: Path) -> dict[str, Any]:
             StoredBlob(client.revealed.model, 1, 0) for number in range(1, 50) for client in _clients(harness, number)
         ]
         with store.freeze() as reader:
-            keep = lambda: Retention(reader, Journal(folder / "journal").entries(), (), 50).removable(models)  # noqa: E731
+            entries = Journal(folder / "journal").entries()
+            keep = lambda: Retention(reader, harness.account(0), entries, (), 50).removable(models)  # noqa: E731
             seconds["what pruning after a round reads"] = timed(keep)
     with ChainStore.create(copy, harness.genesis) as store, open_archive(archive) as reader:
         seconds["chain import"] = timed(lambda: import_chain(store, reader, lambda _height: None))

@@ -9,10 +9,36 @@ from typing import TypeAlias
 
 from .genesis import Genesis
 from .state import StateReader
-from .tables import ACCOUNTS, ADMISSION_POOL, PARTICIPANTS, TASKS, all_tasks, current_round, participant_key
+from .tables import (
+    ACCOUNTS,
+    ADMISSION_POOL,
+    PARTICIPANTS,
+    SETTLED,
+    TASKS,
+    all_tasks,
+    current_round,
+    participant_key,
+    settled_key,
+)
 from .task import Aggregation, LearningRound, Phase, ProbeMode, Task, TaskSpecification, TaskStatus
 from .transaction import Slot
 from .types import AccountId, BlobId, Hash
+
+STEP_ROUNDS = 100
+"""Settled learning rounds in which an own last step is looked for: an older one says little about today's model."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnStep:
+    """What a client did in the last settled learning round in which it revealed a model.
+
+    Attributes:
+        base: what it had received.
+        sent: what it revealed.
+    """
+
+    base: BlobId
+    sent: BlobId
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +88,16 @@ class PostProbe:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Train from `base` and commit to the result."""
+    """Train from `base` and commit to the result.
+
+    `step` is the own last step, where the task's clients carry a share of it and there is one.
+    """
 
     slot: Slot
     base: BlobId
     specification: TaskSpecification
     deadline_ms: int = field(compare=False)
+    step: OwnStep | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +179,20 @@ def duties(
     if current is not None:
         task = TASKS.get(reader, current.slot.task)
         assert task is not None, "a learning round has a task"
-        owed += _round_duties(current, task.specification, account)
+        owed += _round_duties(reader, current, task.specification, account)
     return tuple(owed)
+
+
+def own_last_step(reader: StateReader, task: Task, account: AccountId) -> OwnStep | None:
+    """What a client carries a share of into the next learning round: nothing of void attempts, which settle nothing."""
+    if task.specification.carry_permille == 0 or PARTICIPANTS.get(reader, participant_key(task.id, account)) is None:
+        return None
+    for number in range(task.round, max(0, task.round - STEP_ROUNDS), -1):
+        settled = SETTLED.get(reader, settled_key(task.id, number))
+        for client in () if settled is None else settled.clients:
+            if client.account == account and client.revealed is not None:
+                return OwnStep(client.base, client.revealed.model)
+    return None
 
 
 def _can_admit(genesis: Genesis, reader: StateReader) -> bool:
@@ -167,10 +209,12 @@ def _may_register(reader: StateReader, task: Task, account: AccountId) -> bool:
     return not takes_part and task.clients < task.specification.clients_max
 
 
-def _round_duties(current: LearningRound, specification: TaskSpecification, account: AccountId) -> list[Duty]:
+def _round_duties(
+    reader: StateReader, current: LearningRound, specification: TaskSpecification, account: AccountId
+) -> list[Duty]:
     match current.phase:
         case Phase.COMMIT:
-            return [*_probe_duty(current, specification, account), *_train_duty(current, specification, account)]
+            return [*_probe_duty(current, specification, account), *_train_duty(reader, current, account)]
         case Phase.REVEAL:
             return _reveal_duty(current, account)
         case Phase.AVAILABLE:
@@ -210,11 +254,21 @@ def _probe_duty(current: LearningRound, specification: TaskSpecification, accoun
     return [PostProbe(current.slot, specification, _deadline_ms(current))] if is_owed else []
 
 
-def _train_duty(current: LearningRound, specification: TaskSpecification, account: AccountId) -> list[Duty]:
+def _train_duty(reader: StateReader, current: LearningRound, account: AccountId) -> list[Duty]:
     position = current.position_of(account)
     if position is None or current.clients[position].committed is not None:
         return []
-    return [Train(current.slot, current.clients[position].base, specification, _deadline_ms(current))]
+    task = TASKS.get(reader, current.slot.task)
+    assert task is not None, "a learning round has a task"
+    return [
+        Train(
+            slot=current.slot,
+            base=current.clients[position].base,
+            specification=task.specification,
+            deadline_ms=_deadline_ms(current),
+            step=own_last_step(reader, task, account),
+        )
+    ]
 
 
 def _reveal_duty(current: LearningRound, account: AccountId) -> list[Duty]:

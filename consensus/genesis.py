@@ -7,6 +7,7 @@ network starts with are here too: BFLN's for learning, ours for agreement.
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from types import MappingProxyType
 from typing import Annotated
 
 from .block import Validator
@@ -48,6 +49,12 @@ MAX_GENESIS_TEXT = 8 * 1024 * 1024
 
 DEFAULT_HOSTILE_PERMILLE = 200
 """A fifth: of five clients one may be hostile."""
+
+DEFAULT_STEP_PERMILLE = MappingProxyType({Rule.PAA: PERMILLE, Rule.PRIOR_ROWS: 1250})
+"""Of outputs, by rule: the paper's, and the best of this project's study (docs/learning.md)."""
+
+DEFAULT_CARRY_PERMILLE = MappingProxyType({Rule.PAA: 0, Rule.PRIOR_ROWS: 800})
+"""Of clients, by rule: as the steps."""
 
 
 class GenesisError(ValueError):
@@ -274,6 +281,7 @@ def default_task(
         hostile_permille=DEFAULT_HOSTILE_PERMILLE,
         clip_permille=PERMILLE,
         step_permille=PERMILLE,
+        carry_permille=DEFAULT_CARRY_PERMILLE[Rule.PAA],
         tolerance=10,
         deadlines=default_deadlines(),
         epochs=5,

@@ -61,6 +61,9 @@ MAX_CLIP_PERMILLE = 1_000_000
 MAX_STEP_PERMILLE = 10_000
 """Ten times the way; learning collapses from about three times on."""
 
+MAX_CARRY_PERMILLE = 2000
+"""Two own steps; from one on, clients move further by themselves than together."""
+
 MAX_CLASS_BITMAP_BYTES = (MAX_CLASSES + 7) // 8
 """A bit for each class."""
 
@@ -161,7 +164,8 @@ class TaskSpecification(Record):
     `rule` and `combination` say how outputs are made of models. `hostile_permille` is the share of models that trimming
     and Krum count on being hostile, `clip_permille` the longest step under norm clipping, in thousandths of the median
     one. `step_permille` is how far an output goes from what was received towards the combination; 1000 is all the way.
-    The paper's are PAA, MEAN and 1000.
+    `carry_permille` is the share of its own last step that a client adds to what it received before it trains: advice.
+    The paper's are PAA, MEAN, 1000 and 0.
     """
 
     name: Annotated[str, AtMost(64)]
@@ -186,6 +190,7 @@ class TaskSpecification(Record):
     hostile_permille: Annotated[int, Between(0, MAX_HOSTILE_PERMILLE)]
     clip_permille: Annotated[int, Between(1, MAX_CLIP_PERMILLE)]
     step_permille: Annotated[int, Between(1, MAX_STEP_PERMILLE)]
+    carry_permille: Annotated[int, Between(0, MAX_CARRY_PERMILLE)]
     tolerance: Annotated[int, Between(0, 10_000)]
     deadlines: Deadlines
     epochs: Annotated[int, Between(1, 1000)]

@@ -76,7 +76,8 @@ def rule_text(specification: TaskSpecification) -> str:
     """The rule of a task in a few words, as `prior-rows of median, step 1.5`."""
     settings = rule_settings(specification)
     step = "" if settings.step_permille == PERMILLE else f", step {settings.step_permille / PERMILLE:g}"
-    return f"{settings.name} of {settings.combination}{step}"
+    carry = f", carry {specification.carry_permille / PERMILLE:g}" if specification.carry_permille else ""
+    return f"{settings.name} of {settings.combination}{step}{carry}"
 
 
 def choice_name(name: str) -> str:

@@ -49,6 +49,7 @@ from bflnode.node.p2p.peers import Peers
 from bflnode.node.sync.exchange import Exchange
 from bflnode.node.workers.trainer import JobError, Trainer
 from bflnode.node.workers.worker_protocol import (
+    CarriedStep,
     MatrixJob,
     OwnProbeJob,
     ProbeSamples,
@@ -70,6 +71,9 @@ CUT_OFF = 0.6
 
 PATIENCE_FLOOR_S = 2.0
 """Once two thirds of the models are here, the rest gets as long again, and at least this."""
+
+STEP_PATIENCE_S = 20.0
+"""How long peers are asked for a file of the own last step that this home has lost; training can do without."""
 
 MAX_SAMPLES_BYTES = 256 * 1024 * 1024
 """Largest probe set or published probe that is fetched."""
@@ -173,7 +177,8 @@ class DutyWork:
         output = tools.scratch / f"trained-{slot.number}-{slot.attempt}.safetensors"
         _log.info("learning round %d: training from %s", slot.number, duty.base.hex()[:12])
         job = training_job(duty.specification, tools, base=await self._path(duty.base), output=output, slot=slot)
-        result = await tools.trainer.run(replace(job, has_prior=has_prior(duty.specification)))
+        carried = await self._carried(duty)
+        result = await tools.trainer.run(replace(job, has_prior=has_prior(duty.specification), carried=carried))
         model = await self._keep(output)
         tools.journal.update(
             slot,
@@ -192,6 +197,20 @@ class DutyWork:
             result.post_accuracy,
         )
         return model
+
+    async def _carried(self, duty: Train) -> CarriedStep | None:
+        """The own last step to carry a share of; without its files the client goes on from what it received."""
+        if duty.step is None:
+            return None
+        try:
+            for blob in (duty.step.base, duty.step.sent):
+                with trio.move_on_after(STEP_PATIENCE_S):
+                    await self._tools.exchange.attempt(blob, max_bytes=duty.specification.model_bytes)
+            base, sent = [str(await self._path(blob)) for blob in (duty.step.base, duty.step.sent)]
+        except (MissingError, QuotaError, Rejection) as error:
+            _log.warning("learning round %d: nothing is carried from the own last step: %s", duty.slot.number, error)
+            return None
+        return CarriedStep(base, sent, duty.specification.carry_permille)
 
     async def reveal(self, duty: RevealModel) -> Reveal:
         """Open the own commitment.
@@ -395,7 +414,7 @@ def _share_of_time_left_s(deadline_ms: int) -> float:
 
 
 def training_job(specification: TaskSpecification, tools: Tools, *, base: Path, output: Path, slot: Slot) -> TrainJob:
-    """The job of one learning round's local training, without a prior; its seed is the account's own for the slot."""
+    """The job of a learning round's local training, without prior and carry; its seed is the account's for the slot."""
     seed = int.from_bytes(tagged_hash("training-seed", tools.key.account, slot.to_bytes())[:4])
     return TrainJob(
         specification.architecture,

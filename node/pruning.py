@@ -5,7 +5,8 @@ state, so this may run at any time, again and again, and after a crash.
 
     kept always    what each task starts from (initial model, probe set, validation set), and what is pinned
     kept by need   everything of the learning round that runs and of the last one settled: bases, revealed models of all
-                   attempts, outputs, probes. A late joiner begins with such an output
+                   attempts, outputs, probes. A late joiner begins with such an output. And both models of the own last
+                   step of each task, however long ago it was: the client carries a share of it into its next round
     kept by age    everything of the last `keep_rounds` settled learning rounds of each task
     kept by doubt  what no learning round of the chain has named, while it is younger than the rounds that are kept: it
                    may be on its way into the chain
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 
 import trio
 
+from bflnode.consensus.duties import own_last_step
 from bflnode.consensus.state import StateReader
 from bflnode.consensus.tables import (
     MODELS,
@@ -30,7 +32,7 @@ from bflnode.consensus.tables import (
     settled_key,
 )
 from bflnode.consensus.task import Aggregation, RoundClient, SettledClient, Task
-from bflnode.consensus.types import BlobId
+from bflnode.consensus.types import AccountId, BlobId
 from bflnode.storage.blob_store import BlobStore, StoredBlob
 from bflnode.storage.chain_store import ChainStore
 
@@ -73,17 +75,26 @@ class Pruned:
 class Retention:
     """What a state, a journal and the operator's pins want kept when so many settled learning rounds are."""
 
-    def __init__(self, reader: StateReader, entries: Iterable[RoundEntry], pins: Iterable[BlobId], rounds: int) -> None:
+    def __init__(
+        self,
+        reader: StateReader,
+        account: AccountId,
+        entries: Iterable[RoundEntry],
+        pins: Iterable[BlobId],
+        rounds: int,
+    ) -> None:
         """Read what is needed.
 
         Args:
             reader: the state; has to stay readable while this is used.
+            account: the node's own.
             entries: of the journal.
             pins: ids that stay in any case.
             rounds: settled learning rounds of each task of which everything stays, at least `NEEDED_ROUNDS`.
         """
         assert rounds >= NEEDED_ROUNDS, rounds
         self._reader = reader
+        self._account = account
         self._tasks = all_tasks(reader)
         self.kept_from = {task.id.hex(): max(1, _last_settled(reader, task) - rounds + 1) for task in self._tasks}
         self._latest = _latest_task(reader, self._tasks)
@@ -119,6 +130,8 @@ class Retention:
         for task in self._tasks:
             specification = task.specification
             yield from (specification.initial_model, specification.probe_set, specification.validation_set)
+            step = own_last_step(self._reader, task, self._account)
+            yield from () if step is None else (step.base, step.sent)
             for number in range(self.kept_from[task.id.hex()], task.round + 1):
                 settled = SETTLED.get(self._reader, settled_key(task.id, number))
                 if settled is not None:
@@ -173,8 +186,11 @@ class Pruner:
         keep_rounds: settled learning rounds of each task whose models stay; 0 for all of them.
     """
 
-    def __init__(self, store: ChainStore, blobs: BlobStore, journal: Journal, keep_rounds: int) -> None:
+    def __init__(
+        self, store: ChainStore, account: AccountId, blobs: BlobStore, journal: Journal, keep_rounds: int
+    ) -> None:
         self.keep_rounds = keep_rounds
+        self._account = account
         self._store = store
         self._blobs = blobs
         self._journal = journal
@@ -206,7 +222,7 @@ class Pruner:
             return Pruned((), 0, 0, {})
         entries = self._journal.entries()
         with self._store.freeze() as reader:
-            retention = Retention(reader, entries, self._blobs.pins.all(), self.keep_rounds)
+            retention = Retention(reader, self._account, entries, self._blobs.pins.all(), self.keep_rounds)
             removable = retention.removable(self._blobs.stored())
         over = [entry for entry in entries if retention.is_over(entry)]
         if not is_dry_run:
@@ -229,7 +245,7 @@ class Pruner:
             return
         with self._store.freeze() as reader:
             rounds = max(NEEDED_ROUNDS, self.keep_rounds)
-            retention = Retention(reader, self._journal.entries(), self._blobs.pins.all(), rounds)
+            retention = Retention(reader, self._account, self._journal.entries(), self._blobs.pins.all(), rounds)
             removable = retention.removable(self._blobs.stored())
         freed_bytes = 0
         for blob in removable:

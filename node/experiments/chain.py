@@ -51,6 +51,7 @@ from bflnode.consensus.tables import (
     settled_key,
 )
 from bflnode.consensus.task import (
+    MAX_CARRY_PERMILLE,
     MAX_CLIP_PERMILLE,
     MAX_CLUSTERS,
     MAX_STEP_PERMILLE,
@@ -120,6 +121,7 @@ class ChainOptions:
         hostile_permille: share of the models that it counts on being hostile.
         clip_permille: longest step under norm clipping.
         step_permille: how far an output goes from what was received.
+        carry_permille: share of its own last step that a client adds to what it received.
     """
 
     name: str
@@ -144,6 +146,7 @@ class ChainOptions:
     hostile_permille: int = DEFAULT_HOSTILE_PERMILLE
     clip_permille: int = PERMILLE
     step_permille: int = PERMILLE
+    carry_permille: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +193,15 @@ class VirtualChain:
         Raises:
             ExperimentError: the ledger doesn't take a task like this.
         """
-        for what, value, most in (
-            ("clusters", options.clusters, MAX_CLUSTERS),
-            ("thousandths of server_step", options.step_permille, MAX_STEP_PERMILLE),
-            ("thousandths of clip", options.clip_permille, MAX_CLIP_PERMILLE),
+        for what, value, fewest, most in (
+            ("clusters", options.clusters, 1, MAX_CLUSTERS),
+            ("thousandths of server_step", options.step_permille, 1, MAX_STEP_PERMILLE),
+            ("thousandths of carry", options.carry_permille, 0, MAX_CARRY_PERMILLE),
+            ("thousandths of clip", options.clip_permille, 1, MAX_CLIP_PERMILLE),
         ):
-            if not 1 <= value <= most:
+            if not fewest <= value <= most:
                 raise ExperimentError(
-                    f"{value} {what}, and the chain has at most {most} and at least 1: "
+                    f"{value} {what}, and the chain has at most {most} and at least {fewest}: "
                     'change it, or set [chain] use = "never"'
                 )
         seed = options.seed.to_bytes(8, "big")
@@ -463,6 +467,7 @@ def _specification(options: ChainOptions) -> TaskSpecification:
         hostile_permille=options.hostile_permille,
         clip_permille=options.clip_permille,
         step_permille=options.step_permille,
+        carry_permille=options.carry_permille,
         tolerance=10,
         deadlines=default_deadlines(),
         epochs=options.epochs,

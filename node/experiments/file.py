@@ -209,8 +209,8 @@ class Experiment(_Section):
                 f"{entry.title} runs on the chain, whose genesis has at most {MAX_GENESIS_ACCOUNTS} accounts and not "
                 f"{self.clients}: use fewer clients, {remedy}"
             )
-        step = entry.settings.get("server_step", 1.0)
-        for what, value in (("hostile", self.robust.hostile), ("clip", self.robust.clip), ("server_step", step)):
+        of_method = [(what, entry.settings.get(what)) for what in ("server_step", "carry")]
+        for what, value in (("hostile", self.robust.hostile), ("clip", self.robust.clip), *of_method):
             if isinstance(value, int | float) and permille(value) / PERMILLE != value:
                 raise ValueError(
                     f"{entry.title} runs on the chain, which counts {what} in thousandths, and {value} is between two: "

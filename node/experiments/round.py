@@ -300,6 +300,7 @@ class Run:
             hostile_permille=permille(experiment.robust.hostile),
             clip_permille=permille(experiment.robust.clip),
             step_permille=permille(getattr(self._method, "server_step", 1.0)),
+            carry_permille=permille(getattr(self._method, "carry", 0.0)),
         )
         return VirtualChain(options, self._registration)
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 from bflnode.consensus.block import Block
+from bflnode.consensus.duties import own_last_step
 from bflnode.consensus.keys import account_text, parse_account
 from bflnode.consensus.record_json import record_to_json
 from bflnode.consensus.staking import standing
@@ -475,7 +476,7 @@ class Inspector:
         Raises:
             InspectionError: no such model.
         """
-        owner = self.resolve_task(task)
+        owner, step = self.resolve_task(task), None
         if identifier:
             known = self.models(task=task)
             ids = [bytes.fromhex(model["id"]) for model in known]
@@ -492,7 +493,8 @@ class Inspector:
             participant = PARTICIPANTS.get(self._state, participant_key(owner.id, self.account_id))
             base = owner.specification.initial_model if participant is None else participant.base
             found, origin = base.hex(), "the model that this node trains from next"
-        return inspection_models.model_json(self._sources.blobs, owner, found, origin)
+            step = own_last_step(self._state, owner, self.account_id)
+        return inspection_models.model_json(self._sources.blobs, owner, found, origin, step)
 
     def journal(self) -> list[Json]:
         """What this node measured in each learning round, oldest first."""

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bflnode.consensus.duties import OwnStep
 from bflnode.consensus.keys import account_text
 from bflnode.consensus.task import LearningRound, SettledRound, Task
 from bflnode.consensus.types import AccountId, BlobId
@@ -61,10 +62,22 @@ def why_not(found: LearningRound | SettledRound, account: AccountId | None, clus
     return f"learning round {number} has clusters 0 to {len(found.aggregation.outputs) - 1}, not {cluster}"
 
 
-def model_json(blobs: BlobStore, task: Task, identifier: str, origin: str) -> dict[str, Any]:
-    """One model; `path` is its checked file, or None if it isn't here."""
+def model_json(
+    blobs: BlobStore, task: Task, identifier: str, origin: str, step: OwnStep | None = None
+) -> dict[str, Any]:
+    """One model; `path` is its checked file, or None if it isn't here.
+
+    `carried` is what the node's client adds to it, where it is the one that it trains from next: files and a share.
+    """
     blob = BlobId(bytes.fromhex(identifier))
     path: Path | None = blobs.path(blob).absolute() if blobs.has(blob) else None
+    carried = None
+    if step is not None and blobs.has(step.base) and blobs.has(step.sent):
+        carried = {
+            "base_path": str(blobs.path(step.base).absolute()),
+            "sent_path": str(blobs.path(step.sent).absolute()),
+            "permille": task.specification.carry_permille,
+        }
     return {
         "id": identifier,
         "task": task.id.hex(),
@@ -72,6 +85,7 @@ def model_json(blobs: BlobStore, task: Task, identifier: str, origin: str) -> di
         "architecture": task.specification.architecture,
         "origin": origin,
         "has_prior": has_prior(task.specification),
+        "carried": carried,
         "is_stored": path is not None,
         "path": None if path is None else str(path),
         "size_bytes": None if path is None else path.stat().st_size,

@@ -27,7 +27,9 @@ import tomli_w
 
 from bflnode.consensus.block import Validator
 from bflnode.consensus.genesis import (
+    DEFAULT_CARRY_PERMILLE,
     DEFAULT_HOSTILE_PERMILLE,
+    DEFAULT_STEP_PERMILLE,
     Genesis,
     GenesisAccount,
     GenesisTask,
@@ -94,7 +96,9 @@ class TestnetOptions:
         seed: of everything that is drawn but keys.
         learning_rate_micro: learning rate in millionths.
         rule: what becomes of models: a `task.Rule` in small letters with dashes, as are the other choices.
-        step_permille: how far an output goes from what was received towards the combination, as in a task.
+        step_permille: how far an output goes from what was received towards the combination, as in a task; None is the
+            rule's default, as it is of the next.
+        carry_permille: share of its own last step that a client carries into the next round, as in a task.
         base_port: first of consecutive ports; 0 takes free ones.
     """
 
@@ -116,7 +120,8 @@ class TestnetOptions:
     combination: str = "mean"
     hostile_permille: int = DEFAULT_HOSTILE_PERMILLE
     clip_permille: int = PERMILLE
-    step_permille: int = PERMILLE
+    step_permille: int | None = None
+    carry_permille: int | None = None
     psi: int = 32
     seed: int = 1
     base_port: int = 0
@@ -348,6 +353,7 @@ def _specification(
     options: TestnetOptions, architecture: architectures.Architecture, files: tuple[BlobId, BlobId, BlobId]
 ) -> TaskSpecification:
     initial_model, probe_set, validation_set = files
+    rule, step, carry = Rule[choice_value(options.rule)], options.step_permille, options.carry_permille
     return TaskSpecification(
         name=options.dataset[:64],
         architecture=architecture.id,
@@ -366,11 +372,12 @@ def _specification(
         probe_set=probe_set,
         validation_set=validation_set,
         weighting=Weighting[choice_value(options.weighting)],
-        rule=Rule[choice_value(options.rule)],
+        rule=rule,
         combination=Combination[choice_value(options.combination)],
         hostile_permille=options.hostile_permille,
         clip_permille=options.clip_permille,
-        step_permille=options.step_permille,
+        step_permille=DEFAULT_STEP_PERMILLE[rule] if step is None else step,
+        carry_permille=DEFAULT_CARRY_PERMILLE[rule] if carry is None else carry,
         tolerance=10,
         deadlines=_local_deadlines(),
         epochs=options.epochs,

@@ -28,9 +28,6 @@ MICRO = 10**6
 
 MILLE = 1000
 
-DEFAULT_STEPS = {"paa": 1.0, "prior-rows": 2.0}
-"""Server's steps by rule: the paper's, and the one that was best in this project's study (docs/experiments.md)."""
-
 
 @click.group(epilog=examples("bflnode testnet run", "bflnode testnet init -v 4 -o net", "bflnode testnet up net"))
 def testnet() -> None:
@@ -46,13 +43,14 @@ def _options(function: Function) -> Function:
 
         chosen = {name: values.pop(name) for name in _OPTION_NAMES}
         learning_rate_micro = round(chosen.pop("learning_rate") * MICRO)
-        step = chosen.pop("server_step") or DEFAULT_STEPS[chosen["rule"]]
+        step, carry = chosen.pop("server_step"), chosen.pop("carry")
         path = chosen.pop("dataset_path")
         dataset_path = "" if path is None else str(path.expanduser().absolute())
         options = TestnetOptions(
             hostile_permille=round(chosen.pop("hostile") * MILLE),
             clip_permille=round(chosen.pop("clip") * MILLE),
-            step_permille=round(step * MILLE),
+            step_permille=None if step is None else round(step * MILLE),
+            carry_permille=None if carry is None else round(carry * MILLE),
             **chosen,
             dataset_path=dataset_path,
             learning_rate_micro=learning_rate_micro,
@@ -141,7 +139,12 @@ _OPTIONS = (
     click.option(
         "--server-step",
         type=FiniteRange(0.001, 10),
-        help="How far outputs go towards the combination; default: 2 under prior-rows, else 1.",
+        help="How far outputs go towards the combination; default: 1.25 under prior-rows, 1 under paa.",
+    ),
+    click.option(
+        "--carry",
+        type=FiniteRange(0, 2),
+        help="Share of its own last step that a client starts from; default: 0.8 under prior-rows, 0 under paa.",
     ),
     click.option("--psi", type=click.IntRange(1, 4096), default=32, show_default=True, help="Samples of a probe."),
     click.option("--base-port", type=click.IntRange(0, 65_535), default=0, help="First port; default: free ones."),
@@ -151,7 +154,7 @@ _OPTIONS = (
 _OPTION_NAMES = (
     "validators", "rounds", "dataset", "dataset_path", "alpha", "clusters", "seed", "architecture", "samples",
     "min_clients", "epochs", "batch_size", "learning_rate", "probe_mode", "weighting", "rule", "combination", "hostile",
-    "clip", "server_step", "psi", "base_port", "control",
+    "clip", "server_step", "carry", "psi", "base_port", "control",
 )  # fmt: skip
 
 

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, assert_never, cast
 
-from bflnode.consensus.task import held_classes
+from bflnode.consensus.task import PERMILLE, held_classes
 from bflnode.fl import runtime
 from bflnode.fl.aggregation import MAX_MODELS, MAX_WEIGHT
 from bflnode.fl.architectures import Architecture, architecture
+from bflnode.fl.carry import carried
 from bflnode.fl.robust import RobustRule
 from bflnode.fl.rules import PRIOR_ROWS, Contribution, Rule, outputs
 from bflnode.fl.samples import LabelledData, load_shard, read_npz
@@ -24,6 +25,7 @@ from .worker_protocol import (
     MAX_PREDICTIONS,
     AggregateJob,
     AggregateResult,
+    CarriedStep,
     EvaluateJob,
     EvaluateResult,
     InitialModelJob,
@@ -113,8 +115,8 @@ def _train(job: TrainJob, report: Report, threads: int) -> TrainResult:
         report(epoch / epochs, f"epoch {epoch} of {epochs}, loss {loss:.4f}")
 
     chosen, shard = architecture(job.architecture_id), load_shard(Path(job.shard_path))
-    with _models([job.base_path], chosen) as (base,):
-        trained = train(chosen, bytes(base), shard, config, report_epoch, has_prior=job.has_prior)
+    with _start(job.base_path, job.carried, chosen) as start:
+        trained = train(chosen, bytes(start), shard, config, report_epoch, has_prior=job.has_prior)
     _write(Path(job.output_path), trained.model)
     return TrainResult(
         received_accuracy=trained.received_accuracy,
@@ -228,7 +230,7 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
     with path.open("rb") as file:
         is_shard = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
     data = load_shard(path).test if is_shard else _samples(path, chosen)
-    with _models([job.model_path], chosen) as (model,):
+    with _start(job.model_path, job.carried, chosen) as model:
         evaluation = evaluate(chosen, model, data, _prior(job.prior_path))
     return EvaluateResult(evaluation.accuracy, evaluation.loss, evaluation.samples)
 
@@ -251,7 +253,7 @@ def _predict(job: PredictJob) -> PredictResult:
         raise ValueError(f"{job.inputs_path}: {len(inputs)} samples, ask for at most {MAX_PREDICTIONS} at a time")
     if (inputs - inputs != 0).any():
         raise ValueError(f"{job.inputs_path}: inputs have a NaN or an infinity, clean the data first")
-    with _models([job.model_path], chosen) as (model,):
+    with _start(job.model_path, job.carried, chosen) as model:
         prediction = predict(chosen, model, inputs, _prior(job.prior_path))
     probabilities = tuple(tuple(row) for row in prediction.probabilities.tolist())
     return PredictResult(tuple(prediction.labels.tolist()), probabilities)
@@ -284,6 +286,17 @@ def _models(paths: Sequence[str], chosen: Architecture) -> Iterator[list[memoryv
             with _naming(Path(path)):
                 parse(model, chosen.table)
         raise
+
+
+@contextmanager
+def _start(path: str, step: CarriedStep | None, chosen: Architecture) -> Iterator[bytes | memoryview]:
+    """A model's canonical weights, with what a client carries."""
+    with _models([path] if step is None else [path, step.base_path, step.sent_path], chosen) as mapped:
+        if step is None:
+            yield mapped[0]
+        else:
+            received, base, sent = (parse(model, chosen.table) for model in mapped)
+            yield serialize(carried(received, base, sent, step.permille / PERMILLE))
 
 
 def _map(path: Path) -> memoryview:

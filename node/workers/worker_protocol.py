@@ -23,6 +23,21 @@ MAX_PREDICTIONS = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class CarriedStep:
+    """A share of a client's own last step, which is added to what it received; see `bflnode.fl.carry`.
+
+    Attributes:
+        base_path: what the client had received then.
+        sent_path: what it sent then.
+        permille: the share, in thousandths.
+    """
+
+    base_path: str
+    sent_path: str
+    permille: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainJob:
     """Train a received model on the node's own shard.
 
@@ -30,6 +45,7 @@ class TrainJob:
         shard_path: what `bflnode.fl.samples.load_shard` reads.
         has_prior: whether the shard's label prior is added in training and in measuring; see `bflnode.fl.prior`.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
+        carried: is added to the base before it is measured and trained; none in a client's first round.
     """
 
     architecture_id: str
@@ -42,11 +58,15 @@ class TrainJob:
     seed: int = 0
     device: str = "cpu"
     has_prior: bool = False
+    carried: CarriedStep | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """Accuracies in [0, 1] on the shard's local test data: before (RECEIVED) and after (POST) training."""
+    """Accuracies in [0, 1] on the shard's local test data: before (RECEIVED) and after (POST) training.
+
+    Before training is what training starts from: with the prior and what is carried.
+    """
 
     received_accuracy: float
     post_accuracy: float
@@ -150,12 +170,14 @@ class EvaluateJob:
 
     Attributes:
         prior_path: a shard whose label prior predicts with the model; empty for none.
+        carried: is added to the model.
     """
 
     architecture_id: str
     model_path: str
     data_path: str
     prior_path: str = ""
+    carried: CarriedStep | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +195,14 @@ class PredictJob:
 
     Attributes:
         prior_path: a shard whose label prior predicts with the model; empty for none.
+        carried: is added to the model.
     """
 
     architecture_id: str
     model_path: str
     inputs_path: str
     prior_path: str = ""
+    carried: CarriedStep | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +309,8 @@ class JobRefused:
 WorkerMessage = Hello | RunJob | Progress | JobDone | JobRefused
 
 WORKER_MESSAGES: ProcessMessages[WorkerMessage] = ProcessMessages(
-    *(TrainJob, RuleSettings, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, OwnProbeJob, EvaluateJob, PredictJob),
+    *(CarriedStep, TrainJob, RuleSettings, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, OwnProbeJob),
+    *(EvaluateJob, PredictJob),
     *(InitialModelJob, TrainResult, AggregateResult, MatrixResult, OwnProbeResult, EvaluateResult, PredictResult),
     *(InitialModelResult, WarmUpJob, WarmUpResult, Hello, RunJob, Progress, JobDone, JobRefused),
 )

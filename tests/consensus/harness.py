@@ -147,6 +147,7 @@ SPECIFICATION = TaskSpecification(
     hostile_permille=200,
     clip_permille=1000,
     step_permille=1000,
+    carry_permille=0,
     tolerance=10,
     deadlines=DEADLINES,
     epochs=5,

@@ -1,5 +1,6 @@
 """Duties are functions of state: they appear with their phase and disappear with their transaction."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from bflnode.consensus.duties import (
     Duty,
     FetchAndVote,
     OfferedModel,
+    OwnStep,
     PostProbe,
     Register,
     RevealModel,
@@ -27,6 +29,11 @@ def opened(**changes: Any) -> Harness:
     harness = Harness(**changes)
     harness.register_all()
     return harness
+
+
+def step_of(harness: Harness, actor: int) -> OwnStep | None:
+    (train,) = [duty for duty in harness.duties(actor) if isinstance(duty, Train)]
+    return train.step
 
 
 def admission(harness: Harness, *, has_credential: bool) -> tuple[Duty, ...]:
@@ -87,6 +94,28 @@ def test_client_owes_training_until_its_commit_is_in_state() -> None:
     assert harness.duties(0) == (expected,)
     harness.block(harness.commit(0))
     assert harness.duties(0) == ()
+
+
+def test_client_that_carries_is_told_its_last_step_and_no_void_attempt_is_one() -> None:
+    harness = opened(actors=4, rounds=4, carry_permille=800)
+    assert [step_of(harness, actor) for actor in range(4)] == [None] * 4, "nobody has sent anything"
+    base, first = harness.round.clients[0].base, harness.slot
+    harness.play_round()
+    steps = [OwnStep(base, harness.model(actor, first)) for actor in range(4)]
+    assert [step_of(harness, actor) for actor in range(4)] == steps
+    harness.play_to(Phase.REVEAL)
+    harness.wait_until_due()
+    assert harness.slot == replace(first, number=2, attempt=1)
+    assert [step_of(harness, actor) for actor in range(4)] == steps
+
+
+def test_client_that_carries_is_told_its_last_step_after_rounds_without_it() -> None:
+    harness = opened(actors=4, rounds=4, carry_permille=800)
+    base, first = harness.round.clients[0].base, harness.slot
+    harness.play_round()
+    harness.play_round(actors=(1, 2, 3))
+    assert step_of(harness, 0) == OwnStep(base, harness.model(0, first))
+    assert step_of(harness, 1) != OwnStep(base, harness.model(1, first))
 
 
 def test_deadline_is_in_header_time() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bflnode.consensus.task import SettledRound
+from bflnode.consensus.types import BlobId
 from bflnode.fl.architectures import architecture
 from bflnode.fl.methods.registry import make_method
 from bflnode.fl.population import Population, load_data, make_population
@@ -25,11 +26,13 @@ from bflnode.node.experiments.store import ExperimentFolder, describe, make_fold
 from bflnode.node.workers.worker_jobs import run_job
 from bflnode.node.workers.worker_protocol import (
     AggregateJob,
+    CarriedStep,
     MatrixJob,
     MatrixResult,
     PublicProbe,
     RuleSettings,
     TrainJob,
+    TrainResult,
 )
 from bflnode.storage.home_lock import HomeLock
 
@@ -225,87 +228,116 @@ def test_two_processes_dont_run_one_experiment(folder: Folder) -> None:
     [
         ('name = "paa"', "mean", RuleSettings()),
         ('name = "paa"', "median", RuleSettings(combination="median")),
-        ('name = "prior-rows"\nserver_step = 1.5', "mean", RuleSettings(name="prior-rows", step_permille=1500)),
+        ('name = "prior-rows"\ncarry = 0.8', "mean", RuleSettings(name="prior-rows", step_permille=1250)),
     ],
     ids=["paa", "paa of median", "prior-rows"],
 )
 def test_a_rule_gives_the_labels_outputs_and_models_that_the_networks_worker_gives(
     folder: Folder, tmp_path: Path, method: str, robust: str, rule: RuleSettings
 ) -> None:
-    text = f'{FILE}[[methods]]\n{method}\nclusters = 2\n[robust]\nname = "{robust}"\n'
-    made = folder(text.replace("rounds = 3", "rounds = 1"))
+    made = folder(f'{FILE}[[methods]]\n{method}\nclusters = 2\n[robust]\nname = "{robust}"\n')
     run(made)
     population = make_population(load_data("digits", None), population_options(made.experiment, 0.5, 1))
-    settled = _settled(made, population)
-    assert settled.aggregation is not None
+    worker = _Worker(tmp_path, population, rule)
+    measured = rows(made, "clients.csv")
 
-    worker = _Worker(tmp_path, population)
-    paths = [worker.train(client, has_prior=rule.name == "prior-rows") for client in range(4)]
-    revealed = [client.revealed.model for client in settled.clients if client.revealed is not None]
-    assert revealed == [model_id(Path(path).read_bytes()) for path in paths]
-    found = run_job(
-        MatrixJob(worker.chosen.id, tuple(paths), PublicProbe(worker.probe_set, settled.probe_seed, 32)),
-        lambda *_: None,
-        1,
-    )
-    assert isinstance(found, MatrixResult)
-    assert settled.aggregation.triangle == found.triangle
-    labels = settled.aggregation.labels
-    assert set(labels) == {0, 1}
-    outputs = tuple(str(tmp_path / f"output{label}") for label in sorted(set(labels)))
-    job = AggregateJob(
-        worker.chosen.id,
-        tuple(paths),
-        (1,) * 4,
-        labels,
-        outputs,
-        rule=rule,
-        base_paths=(worker.base,) * 4,
-        classes=tuple(client.classes for client in settled.clients),
-    )
-    run_job(job, lambda *_: None, 1)
-    assert settled.aggregation.outputs == tuple(model_id(Path(path).read_bytes()) for path in outputs)
+    for number, settled in enumerate(_settled(made, population), start=1):
+        assert settled.aggregation is not None
+        received = [worker.train(number, client, settled.clients[client].base) for client in range(4)]
+        revealed = [client.revealed.model for client in settled.clients if client.revealed is not None]
+        assert revealed == worker.sent
+        assert received == [pytest.approx(float(row["received"]), abs=1e-5) for row in measured[: len(received)]]
+        measured = measured[len(received) :]
+        assert settled.aggregation.triangle == worker.triangle(settled.probe_seed)
+        labels = settled.aggregation.labels
+        assert set(labels) == {0, 1}
+        classes = tuple(client.classes for client in settled.clients)
+        assert settled.aggregation.outputs == worker.aggregate(labels, classes)
+    assert measured == []
 
 
 class _Worker:
-    """Files of a run's clients, and the jobs that a node's trainer would do with them."""
+    """Files of a run's clients, and the jobs that a node's trainer would do with them.
 
-    def __init__(self, directory: Path, population: Population) -> None:
-        self.chosen = architecture("mlp/1x8x8/10")
-        self.base, self.probe_set = str(directory / "base"), str(directory / "probe set")
-        self._directory, self._population = directory, population
-        Path(self.base).write_bytes(self.chosen.initial_weights(1))
+    Attributes:
+        sent: the model that each client has trained in the last round.
+    """
+
+    def __init__(self, directory: Path, population: Population, rule: RuleSettings) -> None:
+        self.sent: list[BlobId] = [BlobId(bytes(32))] * 4
+        self._chosen = architecture("mlp/1x8x8/10")
+        self._directory, self._population, self._rule = directory, population, rule
+        self._steps: dict[int, CarriedStep] = {}
+        self._bases: list[str] = [""] * 4
+        self._put(self._chosen.initial_weights(1))
         probe = population.held.probe
-        Path(self.probe_set).write_bytes(serialize_samples(probe.inputs, probe.labels))
+        self._probe_set = self._path(self._put(serialize_samples(probe.inputs, probe.labels)))
 
-    def train(self, client: int, *, has_prior: bool) -> str:
-        shard, model = (self._directory / f"{what}{client}" for what in ("shard", "model"))
+    def train(self, number: int, client: int, base: BlobId) -> float:
+        """Train from a base, with what the client carries from its last round; the accuracy before."""
+        shard, model = self._directory / f"shard{client}", self._directory / "trained"
         save_shard(shard, self._population.shard((client,)))
+        self._bases[client] = self._path(base)
+        is_own = self._rule.name == "prior-rows"
         job = TrainJob(
-            self.chosen.id,
-            self.base,
+            self._chosen.id,
+            self._bases[client],
             str(shard),
             str(model),
             epochs=1,
             batch_size=64,
             learning_rate=0.001,
-            seed=drawn_seed("training", 1, 1, client),
+            seed=drawn_seed("training", 1, number, client),
             device="cpu",
-            has_prior=has_prior,
+            has_prior=is_own,
+            carried=self._steps.get(client),
+        )
+        result = run_job(job, lambda *_: None, 1)
+        assert isinstance(result, TrainResult)
+        self.sent[client] = self._put(model.read_bytes())
+        if is_own:
+            self._steps[client] = CarriedStep(self._bases[client], self._path(self.sent[client]), 800)
+        return result.received_accuracy
+
+    def triangle(self, probe_seed: bytes) -> bytes:
+        paths = tuple(map(self._path, self.sent))
+        job = MatrixJob(self._chosen.id, paths, PublicProbe(self._probe_set, probe_seed, 32))
+        found = run_job(job, lambda *_: None, 1)
+        assert isinstance(found, MatrixResult)
+        return found.triangle
+
+    def aggregate(self, labels: tuple[int, ...], classes: tuple[bytes, ...]) -> tuple[BlobId, ...]:
+        outputs = [self._directory / f"output{label}" for label in sorted(set(labels))]
+        job = AggregateJob(
+            self._chosen.id,
+            tuple(map(self._path, self.sent)),
+            (1,) * 4,
+            labels,
+            tuple(map(str, outputs)),
+            rule=self._rule,
+            base_paths=tuple(self._bases),
+            classes=classes,
         )
         run_job(job, lambda *_: None, 1)
-        return str(model)
+        return tuple(self._put(path.read_bytes()) for path in outputs)
+
+    def _put(self, content: bytes) -> BlobId:
+        blob = model_id(content)
+        Path(self._path(blob)).write_bytes(content)
+        return blob
+
+    def _path(self, blob: BlobId) -> str:
+        return str(self._directory / blob.hex())
 
 
-def _settled(folder: ExperimentFolder, population: Population) -> SettledRound:
-    """The first learning round on the ledger that a run has left on disk."""
+def _settled(folder: ExperimentFolder, population: Population) -> list[SettledRound]:
+    """The learning rounds on the ledger that a run has left on disk."""
     plan = folder.plans[0]
     method = make_method(plan.entry.name, plan.entry.settings)
-    run = Run(folder, plan, method, population, SamePool(population))
-    assert run.chain is not None
-    settled = run.chain.settled(1)
-    assert settled is not None
-    return settled
+    chain = Run(folder, plan, method, population, SamePool(population)).chain
+    assert chain is not None
+    found = [chain.settled(number) for number in (1, 2, 3)]
+    return [settled for settled in found if settled is not None]
 
 
 @pytest.mark.parametrize("sample", [0, 3])

@@ -192,7 +192,7 @@ class Node:
         self.synchroniser = Synchroniser(self.chain, self.network, self.peers, self.agreement)
         self.relay = TransactionRelay(genesis.chain_id, self.network, self.peers, self.mempool, self.agreement)
         self.accusations = Accusations(self.home.evidence, self.chain, self.key, self.relay.submit)
-        self.exchange = Exchange(self.network, self.blobs, self.peers.ids, [self.snapshots.store.blobs])
+        self.exchange = Exchange(self.network, self.blobs, self.peers.most_wanted_first, [self.snapshots.store.blobs])
         self.participant = self._make_participant(await self._open_controls(stack))
         self._is_ready.set()
         for address in p2p.persistent_peers:

@@ -166,6 +166,10 @@ class Peers:
         """Their ids."""
         return tuple(self._peers)
 
+    def most_wanted_first(self) -> tuple[PeerId, ...]:
+        """Their ids, strangers last: whoever makes many identities must not be asked before all others."""
+        return tuple(sorted(self._peers, key=self.worth_of, reverse=True))
+
     def get(self, peer: PeerId) -> Peer | None:
         """A greeted peer."""
         return self._peers.get(peer)

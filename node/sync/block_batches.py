@@ -4,7 +4,7 @@
     --[ came | came ]----[ peer A | peer B | peer A ]--- … ---[ highest that a peer claims ]
 
 Blocks are used in order, but asked for out of order. What comes is kept as bytes, of as many batches as `MAX_BATCHES`:
-that and the largest answer bound the memory. The batch that all others wait for may be asked of a second peer.
+that and the largest answer bound the memory. The batch that all others wait for is asked of one more peer now and then.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ MAX_BATCHES = 8
 """Batches asked for or waiting to be used: some seconds of work, at most 12 MiB."""
 
 LATE_S = 2.0
-"""When the next batch to use takes longer, a second peer is asked for it."""
+"""When the next batch to use takes longer, a second peer is asked for it, and so on: the second may be as bad."""
 
 
 @dataclass(slots=True)
@@ -66,6 +66,8 @@ class Batches:
     def claim(self, peer: PeerId, highest: int, now_s: float) -> range | None:
         """A span of heights to ask a peer for, or None if it isn't to be asked now.
 
+        One that somebody is late with may end beyond what the peer has: whoever is late may have claimed too much.
+
         Args:
             peer: who has a moment.
             highest: the last block that it says it has.
@@ -79,10 +81,9 @@ class Batches:
         if (
             first is None
             or first.span.start > self._next
-            or first.span[-1] > highest
+            or first.span.start > highest
             or peer in first.peers
-            or len(first.peers) > 1
-            or now_s < first.since_s + LATE_S
+            or now_s < first.since_s + len(first.peers) * LATE_S
         ):
             return None
         first.peers.append(peer)

@@ -65,6 +65,11 @@ class Claims:
         """Whether others are to be asked before it."""
         return self.paused_until_s(peer) > self._clock()
 
+    def failures(self, peer: PeerId) -> int:
+        """Tries of a peer in a row that gave no block."""
+        record = self._records.get(peer)
+        return record.failures if record is not None else 0
+
     def may_be_asked(self, peer: PeerId) -> bool:
         """Whether it may be asked at all now."""
         record = self._records.get(peer)

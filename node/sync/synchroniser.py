@@ -36,6 +36,10 @@ _log = logging.getLogger(__name__)
 REQUEST_TIMEOUT_S = 15.0
 """One and a half megabytes of blocks, at the slowest rate worth waiting for."""
 
+SLOW_S = 5.0
+SLOWEST_BYTES_PER_S = 100_000
+"""A peer that takes longer for a batch than that and its size explain is asked only while nobody quicker is there."""
+
 MAX_REQUEST_BYTES = 64
 
 PATIENCE_S = 0.3
@@ -69,6 +73,7 @@ class Synchroniser:
         self._claims = Claims(trio.current_time)
         self._first_blocks: dict[PeerId, int] = {}
         self._active: dict[PeerId, trio.CancelScope] = {}
+        self._slow: set[PeerId] = set()
         self._changed = trio.Event()
 
     @property
@@ -140,6 +145,7 @@ class Synchroniser:
     async def _catch_up(self) -> None:
         """Fetch and use blocks until no peer has more."""
         batches = Batches(self._chain.height + 1)
+        self._slow.clear()
         async with trio.open_nursery() as nursery:
             while True:
                 block = batches.take(self._chain.height + 1)
@@ -154,17 +160,23 @@ class Synchroniser:
             nursery.cancel_scope.cancel()
 
     def _hire(self, nursery: trio.Nursery, batches: Batches, *, is_waiting: bool) -> None:
-        """Have as many peers asked as is worth it; one that failed only while nothing else can be done."""
+        """Have as many peers asked as is worth it; one that failed or is slow only while nothing else can be done."""
         for peer in self._candidates(batches):
             is_needed = is_waiting and not self._active
-            if len(self._active) >= MAX_SOURCES or (self._claims.has_failed(peer.id) and not is_needed):
+            is_last_resort = self._claims.has_failed(peer.id) or peer.id in self._slow
+            if len(self._active) >= MAX_SOURCES or (is_last_resort and not is_needed):
                 return
             scope = self._active[peer.id] = trio.CancelScope()
             nursery.start_soon(self._ask, peer.id, batches, scope)
 
     def _candidates(self, batches: Batches) -> list[Peer]:
-        """Peers that may be asked and aren't, best first."""
+        """Peers that may be asked and aren't, best first.
+
+        Identities and claims cost nothing, so those who fail or are slow come last, and strangers after others. The
+        highest claim comes first only where a word counts, else whoever has been here longest.
+        """
         wanted = self._chain.height + 1
+        believed = {peer.id for peer in self._claims.believed(self._peers.all())}
         found = [
             peer
             for peer in self._peers.all()
@@ -174,7 +186,23 @@ class Synchroniser:
             and self._first_blocks.get(peer.id, 0) <= wanted
             and batches.has_more(peer.height)
         ]
-        return sorted(found, key=lambda peer: (self._claims.has_failed(peer.id), -peer.height))
+
+        def rank(peer: Peer) -> tuple[bool, bool, int, int, int]:
+            claims, height = self._claims, peer.height if peer.id in believed else 0
+            worth = self._peers.worth_of(peer.id)
+            return claims.has_failed(peer.id), peer.id in self._slow, claims.failures(peer.id), -worth, -height
+
+        return sorted(found, key=rank)
+
+    def _gives_way(self, peer: PeerId, batches: Batches) -> bool:
+        """Let a slow peer go if another is there that may be quicker; else go on with it."""
+        self._slow.add(peer)
+        others = {*self._active, *(other.id for other in self._candidates(batches))} - self._slow
+        if all(map(self._claims.has_failed, others)):
+            return False
+        _log.debug("%s is slow, others are asked", peer)
+        self._active[peer].cancel()
+        return True
 
     def _fail(self, peer: PeerId) -> None:
         """A peer was of no use: its height was only a claim. Its next word counts again, a few times."""
@@ -208,8 +236,10 @@ class Synchroniser:
                 with trio.move_on_after(LATE_S):
                     await self._changed.wait()
                 continue
+            since_s = trio.current_time()
             try:
-                late = batches.put(span, peer, await self._request(peer, span))
+                blocks = await self._request(peer, span)
+                late = batches.put(span, peer, blocks)
             except RemoteRefusal as refusal:
                 self._note_refusal(peer, refusal)
                 return
@@ -224,6 +254,10 @@ class Synchroniser:
                 _log.debug("%s holds up the others: it is left alone", other)
                 self._fail(other)
             self._tell()
+            allowed_s = SLOW_S + sum(map(len, blocks)) / SLOWEST_BYTES_PER_S
+            is_slow = trio.current_time() > since_s + allowed_s or _is_short(blocks, span, known.height)
+            if is_slow and self._gives_way(peer, batches):
+                return
 
     async def _request(self, peer: PeerId, span: range) -> tuple[bytes, ...]:
         response = await self._network.request(
@@ -277,6 +311,11 @@ class Synchroniser:
     def _tell(self) -> None:
         self._changed.set()
         self._changed = trio.Event()
+
+
+def _is_short(blocks: tuple[bytes, ...], span: range, height: int) -> bool:
+    """Whether an answer lacks blocks that its sender says it has, although there was room for another, of any size."""
+    return span.start + len(blocks) < min(span.stop, height + 1) and sum(map(len, blocks)) < MAX_BLOCKS_RESPONSE_BYTES // 4
 
 
 def serve_blocks(store: ChainStore, data: bytes) -> bytes:

@@ -65,15 +65,16 @@ def test_more_than_was_asked_for_is_not_kept() -> None:
     assert [batches.take(height) is not None for height in range(1, 6)] == [True, True, True, False, False]
 
 
-def test_only_the_batch_that_all_wait_for_is_asked_of_a_second_peer_and_only_when_it_is_late() -> None:
+def test_only_the_batch_that_all_wait_for_is_asked_of_others_and_only_while_it_is_late() -> None:
     batches = Batches(1)
     first, second = claimed(batches, ONE, 64), claimed(batches, ONE, 64)
     assert batches.claim(TWO, 64, LATE_S / 2) is None
-    assert batches.claim(TWO, 10, LATE_S) is None
+    assert batches.claim(TWO, 0, LATE_S) is None
     assert batches.claim(ONE, 64, LATE_S) is None
     assert claimed(batches, TWO, 64, LATE_S) == first
     assert batches.claim(PeerId("three"), 64, LATE_S) is None
-    assert batches.put(first, TWO, blocks_of(first)) == (ONE,)
+    assert claimed(batches, PeerId("three"), 10, 2 * LATE_S) == first
+    assert batches.put(first, TWO, blocks_of(first)) == (ONE, PeerId("three"))
     assert batches.put(first, ONE, [b"late"] * len(first)) == ()
     assert batches.take(1) == NextBlock(1, b"1", TWO)
     assert batches.put(second, ONE, blocks_of(second)) == ()

@@ -7,6 +7,8 @@ import pytest
 from bflnode.node.experiments.file import Experiment, ExperimentError, parse_experiment, plans, read_experiment
 from bflnode.node.experiments.run import make_configured_method
 
+EXAMPLES = Path(__file__).parents[3] / "examples" / "experiments"
+
 SMALLEST = 'name = "small"\n[[methods]]\nname = "fedavg"\n'
 
 
@@ -18,6 +20,13 @@ def refusal(text: str) -> str:
     with pytest.raises(ExperimentError) as caught:
         parsed(text)
     return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: path.stem)
+def test_every_example_is_read_with_its_methods(path: Path) -> None:
+    experiment, _ = read_experiment(path)
+
+    assert all(make_configured_method(entry) for entry in experiment.methods)
 
 
 def test_methods_alphas_and_seeds_are_crossed_and_runs_with_equal_data_follow_each_other() -> None:

@@ -119,6 +119,9 @@ ACCEPTS_BURST = 64
 MAX_HANDSHAKES_PER_ADDRESS = 32
 """Connections of one address that negotiate at the same time."""
 
+MAX_RESERVED_PER_ADDRESS = 4
+"""Connections of an address with which it may go beyond the sockets of all: nobody fills those kept free alone."""
+
 _ACCEPT = "accept"
 
 MAX_INBOUND_STREAMS = 128
@@ -413,7 +416,8 @@ class Gate:
             return "too-many-connections"
         if self._handshakes[address] >= MAX_HANDSHAKES_PER_ADDRESS:
             return "too-many-handshakes"
-        if self._open.total() >= self._max_sockets and not self._is_reserved(address):
+        may_go_beyond = self._open[address] < MAX_RESERVED_PER_ADDRESS and self._is_reserved(address)
+        if self._open.total() >= self._max_sockets and not may_go_beyond:
             return "full"
         if self._rates.delay_s(address, _ACCEPT) is None:
             return "too-fast"

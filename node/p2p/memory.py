@@ -1,8 +1,7 @@
 """How much memory peers hold here in all: what they sent and nobody has read, frames half arrived, answers unread.
 
 Each connection has bounds of its own; without one for all, many connections make many times that. Where the sum is too
-large a connection is cut: of those that hold much the one whose peer is worth least, and of these the one that holds
-most. No library here.
+large a connection is cut: of those that hold much the one that holds most for what its peer is worth. No library here.
 """
 
 from collections.abc import Callable
@@ -13,6 +12,10 @@ MAX_HELD_BYTES = 256 * 1024 * 1024
 
 MUCH_BYTES = 512 * 1024
 """Who holds less isn't cut: a peer that reads and writes as it should holds a frame or two."""
+
+
+WORTH_FACTOR = 4
+"""How many times as much a peer may hold that is worth a step more: it is cut later, but not whatever it does."""
 
 
 class Holder(Protocol):
@@ -34,7 +37,7 @@ class Memory:
     """The sum over all connections.
 
     Args:
-        worth_of: how much the node wants a peer: who is worth less is cut first.
+        worth_of: how much the node wants a peer: who is worth less is cut sooner.
 
     Attributes:
         cuts: connections cut so far.
@@ -56,7 +59,7 @@ class Memory:
         if self._total <= MAX_HELD_BYTES:
             return
         greedy = [known for known, held in self._held.items() if held >= MUCH_BYTES] or list(self._held)
-        worst = min(greedy, key=lambda known: (self._worth_of(known.peer), -self._held[known]))
+        worst = max(greedy, key=lambda known: self._held[known] / WORTH_FACTOR ** self._worth_of(known.peer))
         self.cuts += 1
         self.forget(worst)
         worst.cut()

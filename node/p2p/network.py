@@ -274,7 +274,7 @@ class Network:
         if peer != self.peer_id:
             self._redialler.remember(peer, multiaddr, for_ever=for_ever)
             if for_ever:
-                self.places.reserve_host(host_and_port(multiaddr)[0])
+                self.places.reserve_host(host_and_port(multiaddr)[0], peer)
         return peer
 
     def remembered(self) -> tuple[PeerId, ...]:

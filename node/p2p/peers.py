@@ -382,10 +382,11 @@ class Peers:
 
     def _find_place(self, account: AccountId) -> None:
         """A place in a full node for who speaks for an account; raises Rejection where there is none."""
-        if self._own.is_validator(account):
+        is_spoken_for = self.of_account(account) is not None  # or one key would give a place to any number of peers
+        if self._own.is_validator(account) and not is_spoken_for:
             return
         strangers = [peer for peer in self._peers if self.worth_of(peer) is Worth.STRANGER]
-        if not strangers or not self._own.has_account(account) or self.of_account(account) is not None:
+        if not strangers or not self._own.has_account(account) or is_spoken_for:
             raise Rejection(Reason.LIMIT, fault="this node is full", peers=len(self._peers))
         self._peers.pop(strangers[-1])
         self._let_go(strangers[-1])
@@ -404,12 +405,14 @@ class Peers:
             return
         for speaker in before:
             del self._speakers[speaker]
+            if speaker not in self._configured:
+                self._network.places.release_hosts(speaker)
         if len(self._speakers) >= MAX_SPEAKERS:
             del self._speakers[next(iter(self._speakers))]
         self._speakers[peer] = account
         host = self._network.remote_address(peer)
         if host is not None:
-            self._network.places.reserve_host(host)
+            self._network.places.reserve_host(host, peer)
 
     def _keep(self, peer: PeerId, address: str) -> None:
         """Dial a greeted peer again when it is gone."""

@@ -20,8 +20,14 @@ HELLO_GRACE_S = 2.0
 """A connection without hello for so long gives way to the next one where the node is full: a hello takes a few round
 trips, and who holds places by saying nothing must not keep a validator from saying one."""
 
-MAX_RESERVED_HOSTS = 256
-"""Hosts for which sockets are kept free, the one that was named first gives way."""
+USUAL_CONNECTIONS = 2
+"""Two after a simultaneous dial: a peer that has more gives way to one that has none, where connections are short."""
+
+MAX_RESERVED_PEERS = 256
+"""Peers for whose hosts sockets are kept free, of those worth least the one that was named first gives way."""
+
+MAX_HOSTS_PER_PEER = 4
+"""Their hosts, the one named first gives way: an account could come from everywhere, and push out all others."""
 
 
 class Worth(IntEnum):
@@ -65,18 +71,22 @@ class Places:
         self._max_peers = max_peers
         self._beside = beside
         self._clock = clock
-        self._hosts: dict[str, None] = {}
+        self._hosts: dict[PeerId, tuple[str, ...]] = {}
 
-    def reserve_host(self, host: str) -> None:
-        """Keep sockets free for what comes from an IP address."""
-        self._hosts.pop(host, None)
-        if len(self._hosts) >= MAX_RESERVED_HOSTS:
-            del self._hosts[next(iter(self._hosts))]
-        self._hosts[host] = None
+    def reserve_host(self, host: str, peer: PeerId) -> None:
+        """Keep sockets free for what comes from an IP address of a peer."""
+        hosts = [known for known in self._hosts.pop(peer, ()) if known != host]
+        if len(self._hosts) >= MAX_RESERVED_PEERS:
+            del self._hosts[min(self._hosts, key=self.worth_of)]
+        self._hosts[peer] = (*hosts, host)[-MAX_HOSTS_PER_PEER:]
+
+    def release_hosts(self, peer: PeerId) -> None:
+        """Keep no sockets free for a peer."""
+        self._hosts.pop(peer, None)
 
     def is_reserved_host(self, host: str) -> bool:
         """Whether sockets are kept free for an IP address."""
-        return host in self._hosts
+        return any(host in hosts for hosts in self._hosts.values())
 
     def judge(
         self, peer: PeerId, sessions: Mapping[PeerId, PeerSession], connections: Counter[PeerId], most: int
@@ -95,16 +105,26 @@ class Places:
             if connections.total() <= most or not others:
                 return Verdict()
             return Verdict(displaced=min(others, key=lambda known: (worths[known], -sessions[known].started_at)))
-        full = Verdict(f"full: there are {self._max_peers} peers already")
-        if sum(connections[known] for known in others | {peer}) > 2 * self._max_peers + self._beside:
-            return full
-        if peer in sessions or len(others) < self._max_peers + self._beside:
+        total = sum(connections[known] for known in others | {peer})
+        is_new, most_others = peer not in sessions, self._max_peers + self._beside
+        if total <= self._max_peers + most_others and (not is_new or len(others) < most_others):
             return Verdict()
-        late = [
-            known
-            for known in others
-            if worths[known] is Worth.NEW and sessions[known].started_at <= self._clock() - HELLO_GRACE_S
-        ]
-        if not late:
-            return full
-        return Verdict(displaced=min(late, key=lambda known: sessions[known].started_at))
+        displaced = self._dispensable(others, worths, sessions, connections) if is_new else None
+        if displaced is None:
+            return Verdict(f"full: there are {self._max_peers} peers already")
+        return Verdict(displaced=displaced)
+
+    def _dispensable(
+        self,
+        others: set[PeerId],
+        worths: Mapping[PeerId, Worth],
+        sessions: Mapping[PeerId, PeerSession],
+        connections: Counter[PeerId],
+    ) -> PeerId | None:
+        """Who gives way to a new peer: the one that has said no hello for longest, else one with many connections."""
+        latest = self._clock() - HELLO_GRACE_S
+        late = [known for known in others if worths[known] is Worth.NEW and sessions[known].started_at <= latest]
+        greedy = [known for known in others if connections[known] > USUAL_CONNECTIONS]
+        if late:
+            return min(late, key=lambda known: sessions[known].started_at)
+        return min(greedy, key=lambda known: (worths[known], -connections[known]), default=None)

@@ -315,7 +315,8 @@ class Synchroniser:
 
 def _is_short(blocks: tuple[bytes, ...], span: range, height: int) -> bool:
     """Whether an answer lacks blocks that its sender says it has, although there was room for another, of any size."""
-    return span.start + len(blocks) < min(span.stop, height + 1) and sum(map(len, blocks)) < MAX_BLOCKS_RESPONSE_BYTES // 4
+    is_roomy = sum(map(len, blocks)) < MAX_BLOCKS_RESPONSE_BYTES // 4
+    return is_roomy and span.start + len(blocks) < min(span.stop, height + 1)
 
 
 def serve_blocks(store: ChainStore, data: bytes) -> bytes:

@@ -92,9 +92,9 @@ async def test_a_reserved_peer_takes_the_place_of_who_is_worth_least_and_came_la
 
 def test_hosts_for_which_sockets_are_kept_free_are_bounded() -> None:
     places = Places(1, 1, lambda _: Worth.NEW, lambda: 0.0)
-    for number in range(limits.MAX_RESERVED_HOSTS + 1):
-        places.reserve_host(f"host {number}")
-        places.reserve_host("host 1")
+    for number in range(limits.MAX_RESERVED_PEERS + 1):
+        places.reserve_host(f"host {number}", PeerId(f"peer {number}"))
+        places.reserve_host("host 1", PeerId("peer 1"))
     assert not places.is_reserved_host("host 0")
     assert places.is_reserved_host("host 1")
 
@@ -111,7 +111,7 @@ async def test_idle_sockets_of_many_addresses_do_not_keep_out_a_configured_peer(
     """They filled what a node takes in all: from then on nobody could connect."""
     most = 2 * 1 + MAX_NOTICES + MAX_HANDSHAKES
     async with networks(2, max_peers=1) as [(node, _), (friend, _)], AsyncExitStack() as stack:
-        node.places.reserve_host("127.0.0.1")
+        node.places.reserve_host("127.0.0.1", friend.peer_id)
         port = int(node.addresses[0].split("/")[4])
         for number in range(most + 10):
             stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=f"127.0.0.{2 + number % 4}")
@@ -122,10 +122,10 @@ async def test_idle_sockets_of_many_addresses_do_not_keep_out_a_configured_peer(
 
 
 async def test_connections_of_strangers_do_not_keep_out_a_configured_peer() -> None:
-    async with networks(4, max_peers=2) as [(node, _), (greedy, _), (late, _), (friend, _)]:
-        await greedy.dial(node.addresses[0])
-        for _ in range(3):
-            await greedy._swarm.dial(*address_and_id(node))
+    async with networks(5, max_peers=2) as [(node, _), (one, _), (two, _), (late, _), (friend, _)]:
+        for stranger in (one, two):
+            await stranger.dial(node.addresses[0])
+            await stranger._swarm.dial(*address_and_id(node))
         with suppress(TransportError):
             await late.dial(node.addresses[0])
         await eventually(lambda: late.last_words(node.peer_id) == FULL)

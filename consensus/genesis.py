@@ -15,7 +15,7 @@ from .encoding import encode
 from .hashing import tagged_hash
 from .record_json import RecordJsonError, format_record, parse_record
 from .records import Record
-from .task import PERMILLE, Combination, Deadlines, ProbeMode, Rule, TaskSpecification, Weighting
+from .task import PERMILLE, Combination, Deadlines, ProbeMode, Rule, Similarity, TaskSpecification, Weighting
 from .types import (
     MAX_ATTENDANCE_WINDOW,
     MAX_CLIENTS,
@@ -50,8 +50,11 @@ MAX_GENESIS_TEXT = 8 * 1024 * 1024
 DEFAULT_HOSTILE_PERMILLE = 200
 """A fifth: of five clients one may be hostile."""
 
+DEFAULT_RULE = Rule.PRIOR_ROWS
+"""What learned best in this project's study (docs/results.md); PAA is the paper's."""
+
 DEFAULT_STEP_PERMILLE = MappingProxyType({Rule.PAA: PERMILLE, Rule.PRIOR_ROWS: 1250})
-"""Of outputs, by rule: the paper's, and the best of this project's study (docs/learning.md)."""
+"""Of outputs, by rule: the paper's, and the study's."""
 
 DEFAULT_CARRY_PERMILLE = MappingProxyType({Rule.PAA: 0, Rule.PRIOR_ROWS: 800})
 """Of clients, by rule: as the steps."""
@@ -256,6 +259,8 @@ def default_task(
 ) -> TaskSpecification:
     """A task with the numbers of BFLN's evaluation; what it does not say is ours: psi, tolerance, fewest clients.
 
+    So is the rule: BFLN's is PAA, with a step of 1000 and a carry of 0.
+
     `dataclasses.replace` changes what should differ.
     """
     return TaskSpecification(
@@ -276,12 +281,14 @@ def default_task(
         probe_set=probe_set,
         validation_set=BlobId(bytes(32)),
         weighting=Weighting.UNIFORM,
-        rule=Rule.PAA,
+        rule=DEFAULT_RULE,
         combination=Combination.MEAN,
         hostile_permille=DEFAULT_HOSTILE_PERMILLE,
         clip_permille=PERMILLE,
-        step_permille=PERMILLE,
-        carry_permille=DEFAULT_CARRY_PERMILLE[Rule.PAA],
+        step_permille=DEFAULT_STEP_PERMILLE[DEFAULT_RULE],
+        carry_permille=DEFAULT_CARRY_PERMILLE[DEFAULT_RULE],
+        shared_permille=PERMILLE,
+        similarity=Similarity.PROTOTYPES,
         tolerance=10,
         deadlines=default_deadlines(),
         epochs=5,
@@ -295,6 +302,10 @@ def _validate_task(path: str, task: GenesisTask) -> None:
     for fewer, more in (("clients_min", "clients_start"), ("clients_start", "clients_max")):
         low, high = getattr(specification, fewer), getattr(specification, more)
         _require(low <= high, f"{path}.specification.{fewer}", f"{low} is above {more}, {high}", "lower it")
+    has_probe_set, is_by_updates = (
+        specification.probe_set != bytes(32),
+        specification.similarity is Similarity.UPDATES,
+    )
     cost = specification.rounds * specification.reward
     _require(
         task.escrow >= cost,
@@ -303,10 +314,22 @@ def _validate_task(path: str, task: GenesisTask) -> None:
         f"raise it to {cost}",
     )
     _require(
-        specification.probe_mode is not ProbeMode.PUBLIC or specification.probe_set != bytes(32),
+        specification.probe_mode is not ProbeMode.PUBLIC or has_probe_set or is_by_updates,
         f"{path}.specification.probe_set",
         "is zero although probe_mode is public",
         "name the blob that the probe samples are drawn from",
+    )
+    _require(
+        specification.probe_mode is ProbeMode.PUBLIC or not is_by_updates,
+        f"{path}.specification.probe_mode",
+        "is aggregator although the similarity is updates, which takes no probe",
+        "use public, or the similarity prototypes",
+    )
+    _require(
+        specification.shared_permille == PERMILLE or specification.rule is Rule.PRIOR_ROWS,
+        f"{path}.specification.shared_permille",
+        f"is {specification.shared_permille} although the rule is {specification.rule.name}, which shares nothing",
+        f"use {PERMILLE}, or the rule prior_rows",
     )
     _require(
         specification.weighting is Weighting.UNIFORM or specification.combination is Combination.MEAN,

@@ -99,6 +99,15 @@ class Rule(IntEnum):
     """
 
 
+class Similarity(IntEnum):
+    """What clients are compared by: where the matrix comes from that decides clusters, queue and pay."""
+
+    PROTOTYPES = 0
+    """BFLN's: what models make of a probe."""
+    UPDATES = 1
+    """How representations differ from what was received; needs no probe."""
+
+
 class Combination(IntEnum):
     """How one model is made of several; the arithmetic is in `fl.robust`."""
 
@@ -165,7 +174,8 @@ class TaskSpecification(Record):
     and Krum count on being hostile, `clip_permille` the longest step under norm clipping, in thousandths of the median
     one. `step_permille` is how far an output goes from what was received towards the combination; 1000 is all the way.
     `carry_permille` is the share of its own last step that a client adds to what it received before it trains: advice.
-    The paper's are PAA, MEAN, 1000 and 0.
+    `shared_permille` is the part of everybody's model in each cluster's output under PRIOR_ROWS; 1000 is one model for
+    all. `similarity` says by what clusters are found. The paper's are PAA, MEAN, 1000, 0, 1000 and PROTOTYPES.
     """
 
     name: Annotated[str, AtMost(64)]
@@ -191,6 +201,8 @@ class TaskSpecification(Record):
     clip_permille: Annotated[int, Between(1, MAX_CLIP_PERMILLE)]
     step_permille: Annotated[int, Between(1, MAX_STEP_PERMILLE)]
     carry_permille: Annotated[int, Between(0, MAX_CARRY_PERMILLE)]
+    shared_permille: Annotated[int, Between(0, PERMILLE)]
+    similarity: Similarity
     tolerance: Annotated[int, Between(0, 10_000)]
     deadlines: Deadlines
     epochs: Annotated[int, Between(1, 1000)]

@@ -16,12 +16,16 @@ from .architectures import DECISION
 from .prototypes import CorrelationMatrix, matrix_of_covariances
 from .robust import Tensors
 
+CONSTANT_SPREAD = 1e-3
+"""Spread of a client's steps relative to their size below which they are constant; of honest ones it is about 1."""
+
 
 def update_correlations(sent: Sequence[Tensors], received: Sequence[Tensors]) -> CorrelationMatrix:
     """Pearson's correlation of all pairs of steps of the representation, as integers.
 
     Sums are float64 in BLAS's order, so last bits may differ between machines, as those of prototypes may. A client
-    that sent what it had received correlates with nobody.
+    that sent what it had received correlates with nobody, and so does one whose steps are all alike up to
+    `CONSTANT_SPREAD`: what is left of them would be noise, another on each machine.
 
     Args:
         sent: by each client, all with the same names and shapes.
@@ -48,4 +52,7 @@ def update_correlations(sent: Sequence[Tensors], received: Sequence[Tensors]) ->
             sums += steps.sum(axis=1)
             products += steps @ steps.T
             elements += steps.shape[1]
-    return matrix_of_covariances(products - np.outer(sums, sums) / elements)
+    covariances = products - np.outer(sums, sums) / elements
+    is_constant = np.diagonal(covariances) <= CONSTANT_SPREAD**2 * np.diagonal(products)
+    covariances[is_constant] = 0.0
+    return matrix_of_covariances(covariances)

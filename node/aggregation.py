@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from bflnode.consensus.task import PERMILLE, Rule, TaskSpecification, Weighting
+from bflnode.consensus.task import PERMILLE, Rule, Similarity, TaskSpecification, Weighting
 from bflnode.node.workers.worker_protocol import AggregateJob, RuleSettings
 
 
@@ -50,10 +50,15 @@ def aggregate_job(
 
 
 def needs_bases(specification: TaskSpecification) -> bool:
-    """Whether aggregating takes the models that clients trained from."""
+    """Whether comparing or aggregating takes the models that clients trained from."""
     from bflnode.node.workers.worker_jobs import rule_of
 
-    return rule_of(rule_settings(specification)).needs_received
+    return not needs_probe(specification) or rule_of(rule_settings(specification)).needs_received
+
+
+def needs_probe(specification: TaskSpecification) -> bool:
+    """Whether clients are compared on samples."""
+    return specification.similarity is Similarity.PROTOTYPES
 
 
 def has_prior(specification: TaskSpecification) -> bool:
@@ -69,6 +74,7 @@ def rule_settings(specification: TaskSpecification) -> RuleSettings:
         hostile_permille=specification.hostile_permille,
         clip_permille=specification.clip_permille,
         step_permille=specification.step_permille,
+        shared_permille=specification.shared_permille,
     )
 
 
@@ -77,7 +83,9 @@ def rule_text(specification: TaskSpecification) -> str:
     settings = rule_settings(specification)
     step = "" if settings.step_permille == PERMILLE else f", step {settings.step_permille / PERMILLE:g}"
     carry = f", carry {specification.carry_permille / PERMILLE:g}" if specification.carry_permille else ""
-    return f"{settings.name} of {settings.combination}{step}{carry}"
+    shared = f", shared {settings.shared_permille / PERMILLE:g}" if settings.shared_permille != PERMILLE else ""
+    by = "" if needs_probe(specification) else ", compared by updates"
+    return f"{settings.name} of {settings.combination}{step}{carry}{shared}{by}"
 
 
 def choice_name(name: str) -> str:

@@ -56,11 +56,12 @@ from bflnode.node.workers.worker_protocol import (
     PublicProbe,
     RefusalReason,
     TrainJob,
+    UpdateMatrixJob,
 )
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.errors import MissingError, QuotaError, from_os_error
 
-from .aggregation import AggregationFiles, aggregate_job, has_prior, needs_bases
+from .aggregation import AggregationFiles, aggregate_job, has_prior, needs_bases, needs_probe
 from .journal import Journal
 from .node_clock import now_ms
 
@@ -353,14 +354,17 @@ class DutyWork:
         seed: Hash,
         opening: ProbeOpening | None,
     ) -> bytes:
-        """The similarity matrix of the models on the task's probe, as a triangle."""
+        """The similarity matrix of the models, as a triangle: on the task's probe, or of what was learned."""
+        paths = tuple([str(await self._path(offered.model)) for offered in models])
+        if not needs_probe(specification):
+            updates = UpdateMatrixJob(specification.architecture, paths, await self._bases(specification, models))
+            return (await self._tools.trainer.run(updates)).triangle
         probe: PublicProbe | ProbeSamples
         if opening is None:
             await self._tools.exchange.fetch(specification.probe_set, max_bytes=MAX_SAMPLES_BYTES)
             probe = PublicProbe(str(await self._path(specification.probe_set)), seed, specification.psi)
         else:
             probe = ProbeSamples(str(await self._path(opening.samples)))
-        paths = tuple([str(await self._path(offered.model)) for offered in models])
         result = await self._tools.trainer.run(MatrixJob(specification.architecture, paths, probe))
         return result.triangle
 

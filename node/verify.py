@@ -30,7 +30,7 @@ from bflnode.consensus.task import (
     TaskSpecification,
 )
 from bflnode.consensus.types import AccountId, BlobId, Hash
-from bflnode.node.aggregation import AggregationFiles, aggregate_job, needs_bases
+from bflnode.node.aggregation import AggregationFiles, aggregate_job, needs_bases, needs_probe
 from bflnode.node.workers.worker_protocol import (
     Job,
     MatrixJob,
@@ -38,6 +38,7 @@ from bflnode.node.workers.worker_protocol import (
     ProbeSamples,
     PublicProbe,
     Result,
+    UpdateMatrixJob,
 )
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
@@ -351,10 +352,9 @@ class _RoundAudit:
             self._check_outputs(paths, base_paths)
         # Not needed for the aggregation: one that is gone is no gap, one that has changed is a fault.
         self._find(list(self.aggregation.outputs))
-        probe = self._probe()
-        probe_paths, missing_probes = self._find([probe])
-        if not missing and not missing_probes:
-            self._check_matrix(paths, probe_paths[0])
+        probe_paths, missing_probes = self._find([self._probe()] if needs_probe(self.specification) else [])
+        if not missing and not missing_bases and not missing_probes:
+            self._check_matrix(paths, base_paths, probe_paths)
         return (*missing, *dict.fromkeys(missing_bases), *missing_probes)
 
     def _clients(self) -> list[SettledClient]:
@@ -394,14 +394,20 @@ class _RoundAudit:
                     subject = f"{self._name()}, output of cluster {label}"
                     raise self._found(Check.OUTPUT, "level-2", subject, computed.hex(), claimed.hex())
 
-    def _check_matrix(self, paths: tuple[str, ...], probe: str) -> None:
-        """Level 3: every similarity within the tolerance."""
+    def _matrix_job(self, paths: tuple[str, ...], base_paths: tuple[str, ...], probe_paths: tuple[str, ...]) -> Job:
+        chosen = self.specification.architecture
+        if not probe_paths:
+            return UpdateMatrixJob(chosen, paths, base_paths)
         if self.specification.probe_mode is ProbeMode.PUBLIC:
-            source: PublicProbe | ProbeSamples = PublicProbe(probe, self.settled.probe_seed, self.specification.psi)
-        else:
-            self._check_published(Path(probe))
-            source = ProbeSamples(probe)
-        result = self._run(MatrixJob(self.specification.architecture, paths, source), Path(probe))
+            return MatrixJob(
+                chosen, paths, PublicProbe(probe_paths[0], self.settled.probe_seed, self.specification.psi)
+            )
+        self._check_published(Path(probe_paths[0]))
+        return MatrixJob(chosen, paths, ProbeSamples(probe_paths[0]))
+
+    def _check_matrix(self, paths: tuple[str, ...], base_paths: tuple[str, ...], probe_paths: tuple[str, ...]) -> None:
+        """Level 3: every similarity within the tolerance."""
+        result = self._run(self._matrix_job(paths, base_paths, probe_paths), Path(paths[0]))
         assert isinstance(result, MatrixResult), result
         claimed, computed = _entries(self.aggregation.triangle), _entries(result.triangle)
         clients = self._clients()

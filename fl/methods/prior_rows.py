@@ -14,6 +14,7 @@ from torch import nn
 from bflnode.fl.carry import carried
 from bflnode.fl.networks import get_tensors
 from bflnode.fl.prior import WithPrior, with_prior
+from bflnode.fl.prototypes import CorrelationMatrix
 from bflnode.fl.rules import PAA, PRIOR_ROWS, Rule
 from bflnode.fl.training import fit
 from bflnode.fl.updates import update_correlations
@@ -42,6 +43,13 @@ EXPECTED = ("own", "uniform")
 
 BASE, SENT = "base.", "sent."
 """Before the tensors that a client keeps: what it had received, and what it sent."""
+
+
+def correlations(gathered: Gathered, similarity: str) -> CorrelationMatrix:
+    """How alike clients are by PROTOTYPES or by UPDATES."""
+    if similarity == PROTOTYPES:
+        return similarities(gathered)
+    return update_correlations([sent.tensors for sent in gathered.sent], [sent.received for sent in gathered.sent])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +126,7 @@ class PriorRows(Method):
     def _labels(self, gathered: Gathered) -> tuple[int, ...]:
         if gathered.labels is not None:
             return gathered.labels
-        if self.similarity == UPDATES:
-            sent = gathered.sent
-            matrix = update_correlations([entry.tensors for entry in sent], [entry.received for entry in sent])
-        else:
-            matrix = similarities(gathered)
+        matrix = correlations(gathered, self.similarity)
         return tuple(gathered.cluster(matrix, min(self.clusters, len(gathered.sent))))
 
     def personal_model(self, local: Local) -> nn.Module:

@@ -62,6 +62,7 @@ from bflnode.consensus.task import (
     ProbeMode,
     Rule,
     SettledRound,
+    Similarity,
     TaskSpecification,
     Weighting,
 )
@@ -122,6 +123,8 @@ class ChainOptions:
         clip_permille: longest step under norm clipping.
         step_permille: how far an output goes from what was received.
         carry_permille: share of its own last step that a client adds to what it received.
+        shared_permille: part of everybody's model in each cluster's output.
+        similarity: what clients are compared by.
     """
 
     name: str
@@ -147,6 +150,8 @@ class ChainOptions:
     clip_permille: int = PERMILLE
     step_permille: int = PERMILLE
     carry_permille: int = 0
+    shared_permille: int = PERMILLE
+    similarity: Similarity = Similarity.PROTOTYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,6 +473,8 @@ def _specification(options: ChainOptions) -> TaskSpecification:
         clip_permille=options.clip_permille,
         step_permille=options.step_permille,
         carry_permille=options.carry_permille,
+        shared_permille=options.shared_permille,
+        similarity=options.similarity,
         tolerance=10,
         deadlines=default_deadlines(),
         epochs=options.epochs,

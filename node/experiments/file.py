@@ -209,7 +209,7 @@ class Experiment(_Section):
                 f"{entry.title} runs on the chain, whose genesis has at most {MAX_GENESIS_ACCOUNTS} accounts and not "
                 f"{self.clients}: use fewer clients, {remedy}"
             )
-        of_method = [(what, entry.settings.get(what)) for what in ("server_step", "carry")]
+        of_method = [(what, entry.settings.get(what)) for what in ("server_step", "carry", "shared")]
         for what, value in (("hostile", self.robust.hostile), ("clip", self.robust.clip), *of_method):
             if isinstance(value, int | float) and permille(value) / PERMILLE != value:
                 raise ValueError(

@@ -14,14 +14,14 @@ from bflnode.consensus.blob import BlobHasher
 from bflnode.consensus.clustering import cluster, triangle_from_matrix
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.registration import largest_cluster
-from bflnode.consensus.task import Combination, Rule
+from bflnode.consensus.task import Combination, Rule, Similarity
 from bflnode.consensus.types import TOKEN, BlobId, Hash
 from bflnode.fl.architectures import Architecture
 from bflnode.fl.population import Population, default_architecture, fitting_architecture
 from bflnode.fl.prototypes import choose_probe, serialize_samples
 from bflnode.fl.robust import RobustRule
 from bflnode.fl.weights import parse
-from bflnode.node.aggregation import choice_value
+from bflnode.node.aggregation import choice_name, choice_value
 
 from .chain import ChainOptions, Offer, Outcome, Registration, VirtualChain
 from .file import CENTRALISED, Experiment, ExperimentError, RunPlan, permille
@@ -111,6 +111,11 @@ class Run:
     def _is_centralised(self) -> bool:
         return self._plan.entry.name == CENTRALISED
 
+    @property
+    def _similarity(self) -> str:
+        """What the ledger compares clients by."""
+        return getattr(self._method, "similarity", choice_name(Similarity.PROTOTYPES.name))
+
     def _clients(self, number: int) -> tuple[int, ...]:
         sample = 0 if self._is_centralised else self._experiment.sample
         return self._population.sampled(number, sample)
@@ -184,7 +189,7 @@ class Run:
         self, chain: VirtualChain, number: int, sent: "dict[int, Sent]"
     ) -> "tuple[_Given, Hash, list[Sequence[object]]]":
         from bflnode.fl.client_round import write_tensors
-        from bflnode.fl.methods.paa import similarities
+        from bflnode.fl.methods.prior_rows import correlations
 
         models = {client: write_tensors(entry.tensors) for client, entry in sent.items()}
         ids = {client: (model_id(model), len(model)) for client, model in models.items()}
@@ -192,7 +197,7 @@ class Run:
         def aggregate(offer: Offer) -> Outcome:
             included = tuple(sent[client] for client in offer.clients)
             gathered = self._gathered(number, included, offer.probe_seed)
-            matrix = similarities(gathered).astype("int64")
+            matrix = correlations(gathered, self._similarity).astype("int64")
             labels = cluster(matrix, chain.clusters)
             given = self._method.aggregate(replace(gathered, labels=labels))
             received = self._put_all(given.received)
@@ -301,6 +306,8 @@ class Run:
             clip_permille=permille(experiment.robust.clip),
             step_permille=permille(getattr(self._method, "server_step", 1.0)),
             carry_permille=permille(getattr(self._method, "carry", 0.0)),
+            shared_permille=permille(getattr(self._method, "shared", 1.0)),
+            similarity=Similarity[choice_value(self._similarity)],
         )
         return VirtualChain(options, self._registration)
 

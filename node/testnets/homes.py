@@ -29,6 +29,7 @@ from bflnode.consensus.block import Validator
 from bflnode.consensus.genesis import (
     DEFAULT_CARRY_PERMILLE,
     DEFAULT_HOSTILE_PERMILLE,
+    DEFAULT_RULE,
     DEFAULT_STEP_PERMILLE,
     Genesis,
     GenesisAccount,
@@ -40,12 +41,21 @@ from bflnode.consensus.genesis import (
     format_genesis,
 )
 from bflnode.consensus.hashing import tagged_hash
-from bflnode.consensus.task import PERMILLE, Combination, Deadlines, ProbeMode, Rule, TaskSpecification, Weighting
+from bflnode.consensus.task import (
+    PERMILLE,
+    Combination,
+    Deadlines,
+    ProbeMode,
+    Rule,
+    Similarity,
+    TaskSpecification,
+    Weighting,
+)
 from bflnode.consensus.types import TOKEN, BlobId
 from bflnode.fl import architectures, datasets, partition, population, prototypes
 from bflnode.fl.samples import LabelledData, Shard
 from bflnode.node.admission import sign_credential, write_credential
-from bflnode.node.aggregation import choice_value
+from bflnode.node.aggregation import choice_name, choice_value
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import Home, HomeError, make_home, read_secret_key, write_seed
 from bflnode.node.p2p.peer_identity import peer_id_text
@@ -83,7 +93,7 @@ PORT_ATTEMPTS = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestnetOptions:
-    """What a testnet shall be. Defaults are the demo's: five nodes, BFLN's settings, digits.
+    """What a testnet shall be. Defaults are the demo's: five nodes, BFLN's settings but for the rule, digits.
 
     Attributes:
         dataset: a kind of `fl.datasets`.
@@ -99,6 +109,8 @@ class TestnetOptions:
         step_permille: how far an output goes from what was received towards the combination, as in a task; None is the
             rule's default, as it is of the next.
         carry_permille: share of its own last step that a client carries into the next round, as in a task.
+        shared_permille: part of everybody's model in each cluster's, as in a task.
+        similarity: what clients are compared by.
         base_port: first of consecutive ports; 0 takes free ones.
     """
 
@@ -116,12 +128,14 @@ class TestnetOptions:
     learning_rate_micro: int = 1000
     probe_mode: str = "public"
     weighting: str = "uniform"
-    rule: str = "paa"
+    rule: str = choice_name(DEFAULT_RULE.name)
     combination: str = "mean"
     hostile_permille: int = DEFAULT_HOSTILE_PERMILLE
     clip_permille: int = PERMILLE
     step_permille: int | None = None
     carry_permille: int | None = None
+    shared_permille: int = PERMILLE
+    similarity: str = "prototypes"
     psi: int = 32
     seed: int = 1
     base_port: int = 0
@@ -201,6 +215,10 @@ def make_testnet(directory: Path, options: TestnetOptions) -> Testnet:
             f"{options.combination} counts clients equally: leave out --weighting {options.weighting}, "
             "or use --combination mean"
         )
+    if options.similarity == "updates" and options.probe_mode != "public":
+        raise HomeError("updates are compared without samples: leave out --probe-mode, or use --similarity prototypes")
+    if options.shared_permille != PERMILLE and options.rule != "prior-rows":
+        raise HomeError(f"under {options.rule} clusters share nothing: leave out --shared, or use --rule prior-rows")
     data = _load_data(options)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -378,6 +396,8 @@ def _specification(
         clip_permille=options.clip_permille,
         step_permille=DEFAULT_STEP_PERMILLE[rule] if step is None else step,
         carry_permille=DEFAULT_CARRY_PERMILLE[rule] if carry is None else carry,
+        shared_permille=options.shared_permille,
+        similarity=Similarity[choice_value(options.similarity)],
         tolerance=10,
         deadlines=_local_deadlines(),
         epochs=options.epochs,

@@ -51,6 +51,7 @@ def _options(function: Function) -> Function:
             clip_permille=round(chosen.pop("clip") * MILLE),
             step_permille=None if step is None else round(step * MILLE),
             carry_permille=None if carry is None else round(carry * MILLE),
+            shared_permille=round(chosen.pop("shared") * MILLE),
             **chosen,
             dataset_path=dataset_path,
             learning_rate_micro=learning_rate_micro,
@@ -111,9 +112,10 @@ _OPTIONS = (
     click.option(
         "--rule",
         type=click.Choice(["paa", "prior-rows"]),
-        default="paa",
+        default="prior-rows",
         show_default=True,
-        help="What becomes of models: one for each cluster, or one for all with rows by who holds their class.",
+        help="What becomes of models: one for each cluster (the paper's), or one for all with rows by who holds their "
+        "class.",
     ),
     click.option(
         "--combination",
@@ -146,6 +148,20 @@ _OPTIONS = (
         type=FiniteRange(0, 2),
         help="Share of its own last step that a client starts from; default: 0.8 under prior-rows, 0 under paa.",
     ),
+    click.option(
+        "--shared",
+        type=FiniteRange(0, 1),
+        default=1.0,
+        show_default=True,
+        help="Part of everybody's model in each cluster's, under prior-rows; 1 is one model for all.",
+    ),
+    click.option(
+        "--similarity",
+        type=click.Choice(["prototypes", "updates"]),
+        default="prototypes",
+        show_default=True,
+        help="What clients are compared by: what their models make of samples, or what they learned in the round.",
+    ),
     click.option("--psi", type=click.IntRange(1, 4096), default=32, show_default=True, help="Samples of a probe."),
     click.option("--base-port", type=click.IntRange(0, 65_535), default=0, help="First port; default: free ones."),
     click.option("--control/--no-control", default=True, help="Also train each node's model on its own data alone."),
@@ -154,7 +170,7 @@ _OPTIONS = (
 _OPTION_NAMES = (
     "validators", "rounds", "dataset", "dataset_path", "alpha", "clusters", "seed", "architecture", "samples",
     "min_clients", "epochs", "batch_size", "learning_rate", "probe_mode", "weighting", "rule", "combination", "hostile",
-    "clip", "server_step", "carry", "psi", "base_port", "control",
+    "clip", "server_step", "carry", "shared", "similarity", "psi", "base_port", "control",
 )  # fmt: skip
 
 

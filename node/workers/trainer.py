@@ -41,6 +41,7 @@ from .worker_protocol import (
     RunJob,
     TrainJob,
     TrainResult,
+    UpdateMatrixJob,
     WarmUpJob,
     WarmUpResult,
     WorkerMessage,
@@ -165,6 +166,8 @@ class Trainer:
     async def run(self, job: AggregateJob, on_progress: OnProgress | None = None) -> AggregateResult: ...
     @overload
     async def run(self, job: MatrixJob, on_progress: OnProgress | None = None) -> MatrixResult: ...
+    @overload
+    async def run(self, job: UpdateMatrixJob, on_progress: OnProgress | None = None) -> MatrixResult: ...
     @overload
     async def run(self, job: OwnProbeJob, on_progress: OnProgress | None = None) -> OwnProbeResult: ...
     @overload

@@ -19,7 +19,7 @@ from bflnode.fl.carry import carried
 from bflnode.fl.robust import RobustRule
 from bflnode.fl.rules import PRIOR_ROWS, Contribution, Rule, outputs
 from bflnode.fl.samples import LabelledData, load_shard, read_npz
-from bflnode.fl.weights import InvalidWeights, parse, serialize
+from bflnode.fl.weights import InvalidWeights, Tensor, parse, serialize
 
 from .worker_protocol import (
     MAX_PREDICTIONS,
@@ -43,6 +43,7 @@ from .worker_protocol import (
     RuleSettings,
     TrainJob,
     TrainResult,
+    UpdateMatrixJob,
     WarmUpJob,
     WarmUpResult,
 )
@@ -80,6 +81,8 @@ def run_job(job: Job, report: Report, threads: int) -> Result:
             return _aggregate(job, report)
         case MatrixJob():
             return _matrix(job)
+        case UpdateMatrixJob():
+            return _update_matrix(job)
         case OwnProbeJob():
             return _own_probe(job)
         case EvaluateJob():
@@ -139,6 +142,7 @@ def rule_of(settings: RuleSettings) -> Rule:
             name=settings.combination, hostile=settings.hostile_permille / 1000, clip=settings.clip_permille / 1000
         ),
         server_step=settings.step_permille / 1000,
+        shared=settings.shared_permille / 1000,
     )
 
 
@@ -147,13 +151,11 @@ def _aggregate(job: AggregateJob, report: Report) -> AggregateResult:
     _check_aggregate(job, chosen, rule)
     sizes: list[int] = []
     bases = job.base_paths if rule.needs_received else ()
-    with _models((*job.input_paths, *sorted(set(bases))), chosen) as mapped:
-        models = [parse(model, chosen.table) for model in mapped]
-        received = dict(zip(sorted(set(bases)), models[len(job.input_paths) :], strict=True))
+    with _sent_and_received(job.input_paths, bases, chosen) as (models, received):
         contributions = [
             Contribution(
                 sent=models[index],
-                received=received[bases[index]] if bases else {},
+                received=received[index] if bases else {},
                 holds=_holds(job.classes[index], chosen) if job.classes else (),
                 weight=job.weights[index],
             )
@@ -213,6 +215,31 @@ def _matrix(job: MatrixJob) -> MatrixResult:
     with _models(job.model_paths, chosen) as models:
         values = prototypes(chosen, models, inputs)
     return MatrixResult(upper_triangle(correlation_matrix(values)))
+
+
+def _update_matrix(job: UpdateMatrixJob) -> MatrixResult:
+    from bflnode.fl.prototypes import upper_triangle
+    from bflnode.fl.updates import update_correlations
+
+    if not 1 <= len(job.model_paths) == len(job.base_paths) <= MAX_MODELS:
+        raise ValueError(
+            f"{len(job.model_paths)} models with {len(job.base_paths)} bases: there must be one each, "
+            f"for 1 to {MAX_MODELS} models"
+        )
+    with _sent_and_received(job.model_paths, job.base_paths, architecture(job.architecture_id)) as (sent, received):
+        return MatrixResult(upper_triangle(update_correlations(sent, received)))
+
+
+@contextmanager
+def _sent_and_received(
+    paths: tuple[str, ...], base_paths: tuple[str, ...], chosen: Architecture
+) -> Iterator[tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]]:
+    """Models, and what each was trained from: one object where it is one file, nothing where no bases are given."""
+    files = sorted(set(base_paths))
+    with _models((*paths, *files), chosen) as mapped:
+        models = [parse(model, chosen.table) for model in mapped]
+        received = dict(zip(files, models[len(paths) :], strict=True))
+        yield models[: len(paths)], [received[path] for path in base_paths]
 
 
 def _own_probe(job: OwnProbeJob) -> OwnProbeResult:

@@ -84,6 +84,7 @@ class RuleSettings:
     hostile_permille: int = 200
     clip_permille: int = 1000
     step_permille: int = 1000
+    shared_permille: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,15 @@ class MatrixJob:
     architecture_id: str
     model_paths: tuple[str, ...]
     probe: PublicProbe | ProbeSamples
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateMatrixJob:
+    """Compare models by how they differ from what each was trained from, `base_paths`."""
+
+    architecture_id: str
+    model_paths: tuple[str, ...]
+    base_paths: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +249,17 @@ class WarmUpResult:
     """Everything is imported."""
 
 
-Job = TrainJob | AggregateJob | MatrixJob | OwnProbeJob | EvaluateJob | PredictJob | InitialModelJob | WarmUpJob
+Job = (
+    TrainJob
+    | AggregateJob
+    | MatrixJob
+    | UpdateMatrixJob
+    | OwnProbeJob
+    | EvaluateJob
+    | PredictJob
+    | InitialModelJob
+    | WarmUpJob
+)
 Result = (
     TrainResult
     | AggregateResult
@@ -309,8 +329,8 @@ class JobRefused:
 WorkerMessage = Hello | RunJob | Progress | JobDone | JobRefused
 
 WORKER_MESSAGES: ProcessMessages[WorkerMessage] = ProcessMessages(
-    *(CarriedStep, TrainJob, RuleSettings, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, OwnProbeJob),
-    *(EvaluateJob, PredictJob),
+    *(CarriedStep, TrainJob, RuleSettings, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, UpdateMatrixJob),
+    *(OwnProbeJob, EvaluateJob, PredictJob),
     *(InitialModelJob, TrainResult, AggregateResult, MatrixResult, OwnProbeResult, EvaluateResult, PredictResult),
     *(InitialModelResult, WarmUpJob, WarmUpResult, Hello, RunJob, Progress, JobDone, JobRefused),
 )

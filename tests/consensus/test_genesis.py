@@ -9,6 +9,8 @@ import pytest
 from bflnode.consensus.block import Validator
 from bflnode.consensus.encoding import encode
 from bflnode.consensus.genesis import (
+    DEFAULT_CARRY_PERMILLE,
+    DEFAULT_STEP_PERMILLE,
     MAX_GENESIS_ACCOUNTS,
     MAX_GENESIS_BYTES,
     MAX_GENESIS_TASKS,
@@ -29,7 +31,7 @@ from bflnode.consensus.genesis import (
 )
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.keys import SecretKey, account_text
-from bflnode.consensus.task import Combination, ProbeMode, Rule, Weighting
+from bflnode.consensus.task import Combination, ProbeMode, Rule, Similarity, Weighting
 from bflnode.consensus.types import MAX_VALIDATORS, TOKEN, AccountId, BlobId, Hash
 
 KEYS = sorted(SecretKey.from_seed(bytes([number]) * 32).account for number in range(4))
@@ -295,6 +297,31 @@ def test_weights_go_with_the_mean_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (
+            {"rule": Rule.PAA, "shared_permille": 500},
+            "shared_permille: is 500 although the rule is PAA, which shares nothing; use 1000, or the rule prior_rows",
+        ),
+        (
+            {"similarity": Similarity.UPDATES, "probe_mode": ProbeMode.AGGREGATOR},
+            "probe_mode: is aggregator although the similarity is updates, which takes no probe; use public, or the"
+            " similarity prototypes",
+        ),
+    ],
+)
+def test_what_means_nothing_together_is_refused(changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(GenesisError) as refused:
+        validate_genesis(replace(GENESIS, tasks=(replace(TASK, specification=replace(TASK.specification, **changes)),)))
+    assert str(refused.value) == f"genesis.tasks[0].specification.{complaint}"
+
+
+def test_a_task_that_compares_updates_needs_no_probe_set() -> None:
+    specification = replace(TASK.specification, similarity=Similarity.UPDATES, probe_set=BlobId(bytes(32)))
+    validate_genesis(replace(GENESIS, tasks=(replace(TASK, specification=specification),)))
+
+
+@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("rule", "fastest"),
@@ -303,6 +330,10 @@ def test_weights_go_with_the_mean_alone() -> None:
         ("clip_permille", 0),
         ("step_permille", 0),
         ("step_permille", 10_001),
+        ("carry_permille", -1),
+        ("carry_permille", 2_001),
+        ("shared_permille", 1_001),
+        ("similarity", "looks"),
     ],
 )
 def test_a_rule_that_there_isnt_is_refused_with_its_place(field: str, value: object) -> None:
@@ -316,13 +347,15 @@ def test_a_task_with_the_aggregators_own_probe_needs_no_probe_set() -> None:
     validate_genesis(replace(GENESIS, tasks=(replace(TASK, specification=specification),)))
 
 
-def test_defaults_of_a_task_are_those_of_the_papers_evaluation() -> None:
+def test_defaults_of_a_task_are_those_of_the_papers_evaluation_but_for_the_rule() -> None:
     task = TASK.specification
     assert (task.rounds, task.reward, task.rho, task.clients_max) == (50, 20 * TOKEN, 2, 20)
     assert (task.epochs, task.batch_size, task.learning_rate_micro) == (5, 64, 1_000)
     assert (task.psi, task.clusters, task.tolerance) == (32, 2, 10)
     assert (task.probe_mode, task.weighting) == (ProbeMode.PUBLIC, Weighting.UNIFORM)
-    assert (task.rule, task.combination, task.step_permille) == (Rule.PAA, Combination.MEAN, 1000)
+    assert (task.rule, task.combination) == (Rule.PRIOR_ROWS, Combination.MEAN)
+    assert (task.step_permille, task.carry_permille) == (1250, 800)
+    assert (DEFAULT_STEP_PERMILLE[Rule.PAA], DEFAULT_CARRY_PERMILLE[Rule.PAA]) == (1000, 0)
     assert task.deadlines == default_deadlines()
 
 

@@ -51,3 +51,12 @@ def test_a_client_that_took_no_step_or_an_endless_one_correlates_with_nobody() -
 
     assert matrix[0, 1] == matrix[0, 2] == 0
     assert np.diagonal(matrix).tolist() == [CORRELATION_SCALE] * 3
+
+
+def test_steps_that_are_all_alike_but_for_noise_correlate_with_nobody() -> None:
+    """Two clients that agree on it could else have an honest aggregator's matrix differ from that of the committee."""
+    base, noise = model(np.zeros(SIZE)), np.random.default_rng(1).normal(size=SIZE)
+
+    matrix = update_correlations([model(1e30 + 1e24 * noise), model(2e30 - 1e24 * noise), model(noise)], [base] * 3)
+
+    assert matrix[np.triu_indices(3, 1)].tolist() == [0, 0, 0]

@@ -18,7 +18,16 @@ from bflnode.consensus.leaders import current_leader
 from bflnode.consensus.ledger import build_block, validate_block
 from bflnode.consensus.state import Changes
 from bflnode.consensus.tables import ACCOUNTS, all_tasks, current_round
-from bflnode.consensus.task import Combination, LearningRound, Phase, ProbeMode, Rule, TaskSpecification, Weighting
+from bflnode.consensus.task import (
+    Combination,
+    LearningRound,
+    Phase,
+    ProbeMode,
+    Rule,
+    Similarity,
+    TaskSpecification,
+    Weighting,
+)
 from bflnode.consensus.transaction import (
     Aggregate,
     Attest,
@@ -42,7 +51,8 @@ from bflnode.fl.architectures import architecture
 from bflnode.fl.prototypes import choose_probe, correlation_matrix, prototypes, serialize_samples, upper_triangle
 from bflnode.fl.rules import Contribution, outputs
 from bflnode.fl.rules import Rule as ArithmeticRule
-from bflnode.fl.samples import LabelledData, numbered_classes
+from bflnode.fl.samples import Inputs, LabelledData, numbered_classes
+from bflnode.fl.updates import update_correlations
 from bflnode.fl.weights import parse, serialize
 from bflnode.node.aggregation import rule_settings
 from bflnode.node.workers.worker_jobs import rule_of
@@ -80,6 +90,9 @@ class LearningChain:
         rule: Rule = Rule.PAA,
         combination: Combination = Combination.MEAN,
         step_permille: int = 1000,
+        carry_permille: int = 0,
+        shared_permille: int = 1000,
+        similarity: Similarity = Similarity.PROTOTYPES,
         probe_labels: Sequence[int] = (1,) * 8,
         declared_architecture: str = ARCHITECTURE.id,
     ) -> None:
@@ -99,6 +112,9 @@ class LearningChain:
             rule=rule,
             combination=combination,
             step_permille=step_permille,
+            carry_permille=carry_permille,
+            shared_permille=shared_permille,
+            similarity=similarity,
         )
         self.store = ChainStore.create(home / "chain", self._genesis)
         self._tree = self.store.load_state()
@@ -245,24 +261,25 @@ class LearningChain:
     def _aggregate(self, learning: LearningRound) -> Aggregate:
         included = [learning.clients[position] for position in learning.included]
         models = [self._models[client.revealed.model] for client in included if client.revealed]
-        inputs = self._probe.inputs
+        sent = [parse(model, ARCHITECTURE.table) for model in models]
+        received = [parse(self.blobs.get(client.base), ARCHITECTURE.table) for client in included]
         is_public = self._specification.probe_mode is ProbeMode.PUBLIC
-        if is_public:
-            probe = choose_probe(learning.probe_seed, self._probe.labels, self._specification.psi)
-            inputs = self._probe.take(probe.indices).inputs
-        matrix = correlation_matrix(prototypes(ARCHITECTURE, models, inputs))
+        if self._specification.similarity is Similarity.UPDATES:
+            matrix = update_correlations(sent, received)
+        else:
+            matrix = correlation_matrix(prototypes(ARCHITECTURE, models, self._probe_inputs(learning)))
         matrix[0, 1] -= self.wrong_matrix
         triangle = upper_triangle(matrix)
         labels = cluster(matrix_from_triangle(triangle, len(models)), CLUSTERS)
         by_samples = self._specification.weighting is Weighting.SAMPLES
         contributions = [
             Contribution(
-                sent=parse(model, ARCHITECTURE.table),
-                received=parse(self.blobs.get(client.base), ARCHITECTURE.table),
+                sent=sent[index],
+                received=received[index],
                 holds=[bool(client.classes[0] >> category & 1) for category in range(ARCHITECTURE.classes)],
                 weight=client.samples if by_samples else 1,
             )
-            for client, model in zip(included, models, strict=True)
+            for index, client in enumerate(included)
         ]
         published = []
         rule = ArithmeticRule() if self.ignores_rule else rule_of(rule_settings(self._specification))
@@ -271,3 +288,9 @@ class LearningChain:
             published.append(self.blobs.put(ARCHITECTURE.initial_weights(77 + label) if self.wrong_outputs else honest))
         opening = None if is_public else ProbeOpening(self._probe_blob, SALT)
         return Aggregate(learning.slot, triangle, tuple(published), opening)
+
+    def _probe_inputs(self, learning: LearningRound) -> Inputs:
+        if self._specification.probe_mode is not ProbeMode.PUBLIC:
+            return self._probe.inputs
+        probe = choose_probe(learning.probe_seed, self._probe.labels, self._specification.psi)
+        return self._probe.take(probe.indices).inputs

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from bflnode.consensus.task import Combination, Rule, Weighting
+from bflnode.consensus.task import Combination, Rule, Similarity, Weighting
 from bflnode.fl import robust, rules
+from bflnode.fl.methods.prior_rows import SIMILARITIES
 from bflnode.node.aggregation import (
     AggregationFiles,
     aggregate_job,
@@ -23,7 +24,8 @@ from tests.consensus.harness import SPECIFICATION, Harness
 def test_the_chain_names_what_the_arithmetic_has() -> None:
     assert [choice_name(combination.name) for combination in Combination] == list(robust.RULES)
     assert [choice_name(rule.name) for rule in Rule] == [rules.PAA, rules.PRIOR_ROWS]
-    for choice in (*Combination, *Rule):
+    assert [choice_name(similarity.name) for similarity in Similarity] == list(SIMILARITIES)
+    for choice in (*Combination, *Rule, *Similarity):
         assert choice_value(choice_name(choice.name)) == choice.name
 
 
@@ -35,12 +37,13 @@ def test_thousandths_become_the_nearest_doubles() -> None:
         hostile_permille=333,
         clip_permille=1_250,
         step_permille=1_700,
+        shared_permille=250,
     )
 
     rule = rule_of(rule_settings(specification))
 
     assert (rule.name, rule.combination.name, rule.server_step) == ("prior-rows", "trimmed-mean", 1.7)
-    assert (rule.combination.hostile, rule.combination.clip) == (0.333, 1.25)
+    assert (rule.combination.hostile, rule.combination.clip, rule.shared) == (0.333, 1.25, 0.25)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,9 @@ def test_thousandths_become_the_nearest_doubles() -> None:
         ({"combination": Combination.NORM_CLIPPING}, "paa of norm-clipping", True, False),
         ({"step_permille": 1_500}, "paa of mean, step 1.5", True, False),
         ({"rule": Rule.PRIOR_ROWS, "step_permille": 2_000}, "prior-rows of mean, step 2", True, True),
+        ({"carry_permille": 800}, "paa of mean, carry 0.8", False, False),
+        ({"rule": Rule.PRIOR_ROWS, "shared_permille": 300}, "prior-rows of mean, shared 0.3", True, True),
+        ({"similarity": Similarity.UPDATES}, "paa of mean, compared by updates", True, False),
     ],
 )
 def test_what_a_task_asks_for_is_told_from_its_specification(

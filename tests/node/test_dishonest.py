@@ -145,11 +145,18 @@ async def test_clients_that_send_no_model_of_their_own_are_not_aggregated_and_no
     assert all(not node.network.statistics()["banned"] for node in nodes)
 
 
-@pytest.mark.parametrize(("cheat", "fault"), [(WrongMean, Fault.OUTPUT_MISMATCH), (WrongMatrix, Fault.MATRIX_MISMATCH)])
+@pytest.mark.parametrize(
+    ("cheat", "fault", "similarity"),
+    [
+        (WrongMean, Fault.OUTPUT_MISMATCH, "prototypes"),
+        (WrongMatrix, Fault.MATRIX_MISMATCH, "prototypes"),
+        (WrongMatrix, Fault.MATRIX_MISMATCH, "updates"),
+    ],
+)
 async def test_a_wrong_aggregation_is_voted_bad_and_the_next_in_line_is_paid(
-    tmp_path: Path, cheat: type[FirstAggregator], fault: Fault
+    tmp_path: Path, cheat: type[FirstAggregator], fault: Fault, similarity: str
 ) -> None:
-    net = small_network(tmp_path)
+    net = small_network(tmp_path, similarity=similarity)
     async with opened(net.homes) as nodes:
         for node in nodes:
             cheat(node)

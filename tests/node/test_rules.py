@@ -7,13 +7,15 @@ import pytest
 import trio
 
 from bflnode.consensus.duties import OfferedModel
+from bflnode.consensus.tables import all_tasks
 from bflnode.consensus.task import Combination, Rule, TaskSpecification, class_bitmap
 from bflnode.consensus.transaction import Attest, Fault, Slot
 from bflnode.consensus.types import BlobId
 from bflnode.fl.samples import load_shard
-from bflnode.node.duty_work import DutyWork
+from bflnode.node.duty_work import DutyWork, training_job
 from bflnode.node.node import Node
 from bflnode.node.verify import Verification, verify_chain
+from bflnode.node.workers.worker_protocol import CarriedStep
 from tests.node.nodes import (
     client_of,
     going,
@@ -44,7 +46,8 @@ class RuleBreaker(DutyWork):
         assert current is not None
         is_own = current.aggregation is None and current.aggregator == self.node.key.account
         if is_own and not current.acting and slot.number == 1:
-            specification = replace(specification, rule=Rule.PAA, combination=Combination.MEAN, step_permille=1000)
+            paper = {"rule": Rule.PAA, "combination": Combination.MEAN, "step_permille": 1000}
+            specification = replace(specification, **paper)  # type: ignore[arg-type]  # fields by name
         return await super()._combine(slot, specification, models, labels)
 
 
@@ -86,7 +89,7 @@ async def test_one_model_for_all_is_made_by_rows_and_an_aggregator_that_breaks_t
 
 
 async def test_a_median_within_clusters_is_re_executed_and_paid(tmp_path: Path) -> None:
-    net = small_network(tmp_path, combination="median", step_permille=1200, clusters=1)
+    net = small_network(tmp_path, rule="paa", combination="median", step_permille=1200, clusters=1)
     async with running(net.homes) as nodes:
         await until_done(nodes)
         (settled,) = settled_rounds(nodes[0])
@@ -96,6 +99,33 @@ async def test_a_median_within_clusters_is_re_executed_and_paid(tmp_path: Path) 
     assert [vote.fault for vote in settled.attestations] == [Fault.NONE] * len(settled.attestations)
     assert verification.is_valid
     assert [(task.settled, task.reexecuted) for task in verification.reexecution] == [(1, 1)]
+
+
+async def test_clients_train_from_what_they_received_and_a_share_of_their_last_step(tmp_path: Path) -> None:
+    net = small_network(tmp_path, rounds=3, similarity="updates", shared_permille=400, carry_permille=700, alpha=0.1)
+    async with running(net.homes) as nodes:
+        await until_done(nodes, patience_s=60)
+        rounds = settled_rounds(nodes[0])
+        for node in nodes:
+            await _assert_carried(node, tmp_path)
+        verification = await _verified(nodes[1])
+    assert [settled.aggregation is not None and len(set(settled.aggregation.outputs)) for settled in rounds] == [2] * 3
+    assert verification.is_valid
+    assert [(task.settled, task.reexecuted) for task in verification.reexecution] == [(3, 3)]
+
+
+async def _assert_carried(node: Node, scratch: Path) -> None:
+    """Train again what a node has revealed in each round: first from the base alone, then with 0.7 of its last step."""
+    step = None
+    for settled in settled_rounds(node):
+        own, tools = client_of(settled, node.key.account), node.participant._work._tools
+        assert own.revealed is not None
+        specification, again = all_tasks(node.chain.tree)[0].specification, scratch / "again"
+        base, sent = (node.blobs.path(blob) for blob in (own.base, own.revealed.model))
+        job = training_job(specification, tools, base=base, output=again, slot=settled.slot)
+        await tools.trainer.run(replace(job, has_prior=True, carried=step))
+        assert again.read_bytes() == sent.read_bytes()
+        step = CarriedStep(str(base), str(sent), 700)
 
 
 def _verdicts(node: Node) -> list[tuple[bytes, Fault]]:

@@ -39,12 +39,12 @@ def test_init_makes_what_was_asked_for(net: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ((), "paa of mean"),
-        (("--rule", "prior-rows"), "prior-rows of mean, step 1.25, carry 0.8"),
-        (("--rule", "prior-rows", "--server-step", "1", "--carry", "0"), "prior-rows of mean"),
+        ((), "prior-rows of mean, step 1.25, carry 0.8"),
+        (("--rule", "paa"), "paa of mean"),
+        (("--server-step", "1", "--carry", "0"), "prior-rows of mean"),
         (
-            ("--combination", "trimmed-mean", "--hostile", "0.3", "--server-step", "1.25"),
-            "paa of trimmed-mean, step 1.25",
+            ("--rule", "paa", "--combination", "trimmed-mean", "--hostile", "0.3", "--server-step", "1.5"),
+            "paa of trimmed-mean, step 1.5",
         ),
     ],
 )

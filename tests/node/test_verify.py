@@ -12,7 +12,7 @@ from bflnode.consensus.blob import manifest_of
 from bflnode.consensus.block import MAX_BLOCK_BYTES, Block, Commit
 from bflnode.consensus.keys import account_text
 from bflnode.consensus.tables import ACCOUNTS, SETTLED
-from bflnode.consensus.task import Combination, ProbeMode, Rule, SettledRound, Weighting
+from bflnode.consensus.task import Combination, ProbeMode, Rule, SettledRound, Similarity, Weighting
 from bflnode.consensus.types import AccountId, BlobId, Hash
 from bflnode.node.verify import ChainFault, Check, TaskReexecution, Verification, verify_chain
 from bflnode.storage.blob_store import BlobStore
@@ -157,6 +157,7 @@ def test_aggregators_own_probe_and_weights_by_samples_are_verified_too(chain: Ca
 RULES: tuple[dict[str, object], ...] = (
     {"rule": Rule.PRIOR_ROWS, "step_permille": 2000},
     {"rule": Rule.PRIOR_ROWS, "combination": Combination.MULTI_KRUM},
+    {"rule": Rule.PRIOR_ROWS, "shared_permille": 500, "similarity": Similarity.UPDATES},
     {"combination": Combination.MEDIAN},
     {"combination": Combination.NORM_CLIPPING, "step_permille": 1500},
     {"combination": Combination.KRUM},
@@ -191,6 +192,18 @@ def test_the_model_that_all_trained_from_is_needed_where_the_rule_says_so(chain:
     (report,) = verification.reexecution
     assert (report.settled, report.reexecuted, report.possible_from) == (2, 1, 2)
     assert report.missing == (task.initial_model.hex(),)
+
+
+def test_updates_are_compared_again_and_a_wrong_similarity_is_found(chain: Callable[..., LearningChain]) -> None:
+    made = chain(similarity=Similarity.UPDATES)
+    made.blobs.delete(made.store.genesis.tasks[0].specification.probe_set)
+    made.run_round()
+    assert verify_chain(made.store, made.blobs, reexecute=True).reexecution[0].reexecuted == 1
+    made.wrong_matrix = 100
+    made.run_round()
+    fault = verify_chain(made.store, made.blobs, reexecute=True).fault
+    assert fault is not None
+    assert (fault.check, fault.rule, fault.height) == (Check.MATRIX, "level-3", SETTLED_AT[1])
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -33,6 +33,7 @@ from bflnode.node.workers.worker_protocol import (
     RuleSettings,
     TrainJob,
     TrainResult,
+    UpdateMatrixJob,
 )
 from bflnode.storage.home_lock import HomeLock
 
@@ -229,8 +230,13 @@ def test_two_processes_dont_run_one_experiment(folder: Folder) -> None:
         ('name = "paa"', "mean", RuleSettings()),
         ('name = "paa"', "median", RuleSettings(combination="median")),
         ('name = "prior-rows"\ncarry = 0.8', "mean", RuleSettings(name="prior-rows", step_permille=1250)),
+        (
+            'name = "prior-rows"\nsimilarity = "updates"\nshared = 0.3',
+            "mean",
+            RuleSettings(name="prior-rows", step_permille=1250, shared_permille=300),
+        ),
     ],
-    ids=["paa", "paa of median", "prior-rows"],
+    ids=["paa", "paa of median", "prior-rows", "prior-rows by updates"],
 )
 def test_a_rule_gives_the_labels_outputs_and_models_that_the_networks_worker_gives(
     folder: Folder, tmp_path: Path, method: str, robust: str, rule: RuleSettings
@@ -248,7 +254,7 @@ def test_a_rule_gives_the_labels_outputs_and_models_that_the_networks_worker_giv
         assert revealed == worker.sent
         assert received == [pytest.approx(float(row["received"]), abs=1e-5) for row in measured[: len(received)]]
         measured = measured[len(received) :]
-        assert settled.aggregation.triangle == worker.triangle(settled.probe_seed)
+        assert settled.aggregation.triangle == worker.triangle(None if "updates" in method else settled.probe_seed)
         labels = settled.aggregation.labels
         assert set(labels) == {0, 1}
         classes = tuple(client.classes for client in settled.clients)
@@ -299,10 +305,12 @@ class _Worker:
             self._steps[client] = CarriedStep(self._bases[client], self._path(self.sent[client]), 800)
         return result.received_accuracy
 
-    def triangle(self, probe_seed: bytes) -> bytes:
+    def triangle(self, probe_seed: bytes | None) -> bytes:
+        """On a probe, or without a seed by updates."""
         paths = tuple(map(self._path, self.sent))
-        job = MatrixJob(self._chosen.id, paths, PublicProbe(self._probe_set, probe_seed, 32))
-        found = run_job(job, lambda *_: None, 1)
+        by_updates = UpdateMatrixJob(self._chosen.id, paths, tuple(self._bases))
+        on_probe = MatrixJob(self._chosen.id, paths, PublicProbe(self._probe_set, probe_seed or b"", 32))
+        found = run_job(by_updates if probe_seed is None else on_probe, lambda *_: None, 1)
         assert isinstance(found, MatrixResult)
         return found.triangle
 
@@ -344,6 +352,7 @@ def _settled(folder: ExperimentFolder, population: Population) -> list[SettledRo
 def test_what_is_learned_is_the_same_with_and_without_the_ledger(folder: Folder, sample: int) -> None:
     text = FILE.replace("samples = 200", "samples = 300").replace("clients = 4", f"clients = 6\nsample = {sample}")
     text += '[[methods]]\nname = "prior-rows"\nclusters = 2\n'
+    text += '[[methods]]\nname = "prior-rows"\nlabel = "ours"\nclusters = 2\nsimilarity = "updates"\nshared = 0.3\n'
     text += '[[methods]]\nname = "paa"\nclusters = 1\n[robust]\nname = "trimmed-mean"\nhostile = 0.2\n'
     on_it, without = folder(text, "on"), folder(f'{text}[chain]\nuse = "never"\n', "without")
     assert set(run(on_it)).isdisjoint(run(without))
@@ -356,7 +365,7 @@ def test_what_is_learned_is_the_same_with_and_without_the_ledger(folder: Folder,
         for table in (rows(on_it, "clients.csv"), rows(without, "clients.csv"))
     ]
     assert learned[0] == learned[1]
-    assert {row["method"] for row in rows(on_it, "payouts.csv")} == {"prior-rows", "paa"}
+    assert {row["method"] for row in rows(on_it, "payouts.csv")} == {"prior-rows", "ours", "paa"}
     assert rows(without, "payouts.csv") == []
     kept = [{path.name for path in made.path.glob("runs/prior-rows*/models/*")} for made in (on_it, without)]
     assert kept[0] == kept[1] != set()

@@ -18,6 +18,7 @@ from typing import TypeAlias, assert_never
 import trio
 
 from bflnode.consensus.agreement import (
+    MAX_MISSING_VOTES,
     BlockBuilt,
     BuildBlock,
     Decide,
@@ -47,6 +48,7 @@ from bflnode.consensus.transaction import Evidence as EvidenceBody
 from bflnode.consensus.types import AccountId
 from bflnode.node.p2p.messages import PROPOSALS, STATUS, VOTES, FinalBlock
 from bflnode.node.p2p.network import PeerId
+from bflnode.node.p2p.rate_limits import Rate, RateLimits
 from bflnode.storage.failpoints import Operation, after, before
 from bflnode.storage.signer_wal import SignerWal
 
@@ -83,6 +85,14 @@ IDLE_STATUS_S = 5.0
 
 ANSWER_PAUSE_S = 0.2
 """A peer's status is answered this often at most: an answer may be a megabyte, a status is a few bytes."""
+
+ANSWERED_VOTES, ANSWERED_PROPOSALS = "votes in answers", "proposals in answers"
+ANSWERS = {
+    ANSWERED_VOTES: Rate(per_s=50, burst=2 * MAX_MISSING_VOTES, unit_bytes=1, drops=True),
+    ANSWERED_PROPOSALS: Rate(per_s=1, burst=16, unit_bytes=256 * 1024, drops=True),
+}
+"""Votes, and quarters of a megabyte of proposals, that a peer gets in answers. Two full answers at once, then less than
+it takes from us: to say again and again that one has nothing costs nothing, and sixty peers that did took all time."""
 
 OUTDATED_S = 5.0
 """What a node believes this soon after it adopted a block from a peer may be wrong by now."""
@@ -162,6 +172,7 @@ class AgreementDriver:
         self._early_proposals: dict[Vote | Proposal, MessageReceived] = {}
         self._early_votes: dict[Vote | Proposal, MessageReceived] = {}
         self._answered_s: dict[PeerId, float] = {}
+        self._answers = RateLimits(ANSWERS, trio.current_time)
         self._inputs: deque[Input] = deque()
         self._decided_votes = DecidedVotes(previous_validators(chain.tree), chain.tip_commit)
         self._machine = self._new_machine()
@@ -394,10 +405,12 @@ class AgreementDriver:
             self._outlets.push(item.sender, STATUS, self._machine.status().to_bytes())
             return
         missing = self._machine.missing(status)
-        for vote in missing.votes:
-            self._outlets.push(item.sender, VOTES, vote.to_bytes())
+        if missing.votes and self._answers.delay_s(item.sender, ANSWERED_VOTES, len(missing.votes)) is not None:
+            for vote in missing.votes:
+                self._outlets.push(item.sender, VOTES, vote.to_bytes())
         for message in missing.proposals:
-            self._outlets.push(item.sender, PROPOSALS, message.to_bytes())
+            if self._answers.delay_s(item.sender, ANSWERED_PROPOSALS, len(message.block.encoded)) is not None:
+                self._outlets.push(item.sender, PROPOSALS, message.to_bytes())
 
     async def _take_final(self, item: FinalBlockReceived) -> None:
         """Append a final block if it is the next one; who brought a bad one finds the chain where it was."""

@@ -1,5 +1,6 @@
 """Attacks that would have honest peers banned, cut, kept out or not asked: each test is an attack that fails."""
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,17 +8,18 @@ import pytest
 import trio
 import trio.testing
 
-from bflnode.consensus.block import ProposalMessage, sign_proposal
+from bflnode.consensus.agreement import Status, Step
+from bflnode.consensus.block import NIL, ProposalMessage, VoteKind, sign_proposal, sign_vote
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.transaction import Transaction, Transfer, sign_transaction
 from bflnode.consensus.types import Signature
-from bflnode.node.agreement_driver import MessageReceived
+from bflnode.node.agreement_driver import ANSWERED_VOTES, ANSWERS, MessageReceived, StatusReceived
 from bflnode.node.node import Node
 from bflnode.node.p2p.inbound import VIOLATION_COST
-from bflnode.node.p2p.messages import MAX_BATCH, MAX_PUSH_BYTES, PROPOSALS, Batch, transactions_topic
+from bflnode.node.p2p.messages import MAX_BATCH, MAX_PUSH_BYTES, PROPOSALS, VOTES, Batch, transactions_topic
 from bflnode.node.p2p.network import PeerId
 from bflnode.node.p2p.scores import BAN_SCORE
-from tests.node.drivers import Site, Wires, genesis_of, sites
+from tests.node.drivers import Site, Wires, genesis_of, key_of, sites
 from tests.node.networks import eventually
 from tests.node.nodes import opened, small_network
 from tests.node.strangers import stranger_of
@@ -128,3 +130,23 @@ async def test_a_proposal_that_is_early_with_another_body_does_not_hide_the_real
             nursery.cancel_scope.cancel()
         assert [item.message for item in site.driver._early_proposals.values()] == [real]
         assert len(site.punished) == 1
+
+
+async def test_who_says_again_and_again_that_it_has_nothing_does_not_take_all_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five times a second all votes and the proposal, to each of sixty strangers: more than a node can send."""
+    monkeypatch.setattr("bflnode.node.agreement_driver.ANSWER_PAUSE_S", 0.0)
+    sent: Counter[str] = Counter()
+    validators = 100
+    async with sites(tmp_path, genesis_of(validators), 1) as (_, [site]):
+        chain_id = site.chain.genesis.chain_id
+        for number in range(1, validators // 2):
+            vote = sign_vote(key_of(number), chain_id, VoteKind.PREVOTE, 1, 0, NIL)
+            assert site.driver.deliver(MessageReceived(vote, STRANGERS[0]))
+        object.__setattr__(site.driver._outlets, "push", lambda _peer, protocol, _data: sent.update([protocol]) or True)
+        for _ in range(200):
+            assert site.driver.deliver(StatusReceived(Status(1, 0, Step.PROPOSE, ()), STRANGERS[0]))
+        await eventually(lambda: site.driver._receive.statistics().current_buffer_used == 0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert validators // 2 - 1 <= sent[VOTES] <= ANSWERS[ANSWERED_VOTES].burst + validators

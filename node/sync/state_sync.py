@@ -14,7 +14,7 @@ This happens before the node opens: over connections of its own, with nothing to
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -50,6 +50,7 @@ from bflnode.node.p2p.messages import (
 from bflnode.node.p2p.network import Network, NetworkConfig, PeerId, TransportError, open_network
 from bflnode.node.p2p.network_key import load_network_key
 from bflnode.node.p2p.peers import OwnSide, Peers, make_peers
+from bflnode.node.p2p.places import Worth
 from bflnode.node.stored_chain import open_store
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.errors import CorruptStore, from_os_error
@@ -267,7 +268,7 @@ class _Search:
         await trio.sleep(GATHER_S)
         while True:
             offers = await self._gather()
-            for candidate in ranked(offers):
+            for candidate in ranked(offers, self._peers.worth_of):
                 found = await self._try(candidate)
                 if found is not None:
                     return found
@@ -411,14 +412,21 @@ class _Search:
         self._peers.forget(peer)
 
 
-def ranked(offers: Iterable[tuple[PeerId, Snapshot]]) -> list[Candidate]:
-    """What is offered, best first: the latest block, and of several states of one block that with most holders."""
+def ranked(offers: Iterable[tuple[PeerId, Snapshot]], worth_of: Callable[[PeerId], Worth]) -> list[Candidate]:
+    """What is offered, best first: by peers that the operator named, lest strangers' offers without end be tried first.
+
+    Then the latest block, and of several states of one block that with most holders.
+    """
     candidates: dict[tuple[int, BlockId, BlobId, int], dict[PeerId, Snapshot]] = {}
-    for peer, snapshot in offers:
+    for peer, snapshot in sorted(offers, key=lambda offer: -worth_of(offer[0])):
         key = (snapshot.height, snapshot.header.id, snapshot.state, snapshot.entries)
         candidates.setdefault(key, {})[peer] = snapshot
-    best_first = sorted(candidates.items(), key=lambda entry: (-entry[0][0], -len(entry[1])))
-    return [Candidate(holders) for _, holders in best_first]
+
+    def rank(entry: tuple[tuple[int, BlockId, BlobId, int], dict[PeerId, Snapshot]]) -> tuple[int, int, int]:
+        (height, *_), holders = entry
+        return -max(map(worth_of, holders)), -height, -len(holders)
+
+    return [Candidate(holders) for _, holders in sorted(candidates.items(), key=rank)]
 
 
 def _is_digest(text: str) -> bool:

@@ -22,6 +22,7 @@ from bflnode.node.p2p.messages import CHUNKS, HELLO, MANIFESTS, PUSHES, REQUESTS
 from bflnode.node.p2p.network import NetworkConfig, PeerId, open_network
 from bflnode.node.stored_chain import open_store
 from bflnode.node.sync import state_sync
+from bflnode.node.p2p.places import Worth
 from bflnode.node.sync.state_sync import parse_trust, ranked, sync_state
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.snapshot_store import SnapshotStore
@@ -318,5 +319,15 @@ def test_offers_are_ranked_by_height_and_then_by_holders(network: Network) -> No
     earlier, later = snapshot_at(network, EARLIER), snapshot_at(network, LATER)
     lie = replace(later, state=BlobId(bytes(32)))
     one, two, three = PeerId("one"), PeerId("two"), PeerId("three")
-    found = ranked([(one, earlier), (two, lie), (one, later), (three, later)])
+    found = ranked([(one, earlier), (two, lie), (one, later), (three, later)], lambda _: Worth.STRANGER)
     assert [candidate.offers for candidate in found] == [{one: later, three: later}, {two: lie}, {one: earlier}]
+
+
+def test_what_a_peer_offers_that_the_operator_named_is_tried_before_all_that_strangers_offer(network: Network) -> None:
+    """Each of theirs may cost a download that drips, and there is no end of strangers."""
+    earlier, later = snapshot_at(network, EARLIER), snapshot_at(network, LATER)
+    named, stranger = PeerId("named"), PeerId("stranger")
+    worths = {named: Worth.RESERVED, stranger: Worth.STRANGER}
+    found = ranked([(stranger, later), (stranger, earlier), (named, earlier)], worths.__getitem__)
+    assert [candidate.snapshot for candidate in found] == [earlier, later]
+    assert list(found[0].offers) == [named, stranger]

@@ -20,9 +20,9 @@ from bflnode.node.home import Home, HomeError
 from bflnode.node.node import Node
 from bflnode.node.p2p.messages import CHUNKS, HELLO, MANIFESTS, PUSHES, REQUESTS, SNAPSHOTS, SnapshotOffers
 from bflnode.node.p2p.network import NetworkConfig, PeerId, open_network
+from bflnode.node.p2p.places import Worth
 from bflnode.node.stored_chain import open_store
 from bflnode.node.sync import state_sync
-from bflnode.node.p2p.places import Worth
 from bflnode.node.sync.state_sync import parse_trust, ranked, sync_state
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.snapshot_store import SnapshotStore

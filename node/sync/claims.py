@@ -40,6 +40,7 @@ class _Record:
         failures: tries since its last block.
         doubts: how often its word has lost its weight.
         gave: whether a block of it was ever used.
+        forgiven: how often it has failed and was right all the same, since its last block.
     """
 
     claimed: int = 0
@@ -48,6 +49,7 @@ class _Record:
     failed_at_s: float = float("-inf")
     paused_until_s: float = float("-inf")
     gave: bool = False
+    forgiven: int = 0
 
     @property
     def is_doubted(self) -> bool:
@@ -106,13 +108,17 @@ class Claims:
     def give(self, peer: PeerId) -> None:
         """A block of a peer was used: its word counts again."""
         record = self._touch(peer)
-        record.failures = 0
+        record.failures = record.forgiven = 0
         record.gave = True
 
     def reach(self, height: int) -> None:
-        """The chain is that long: who claimed as much was right."""
-        for peer in [peer for peer, record in self._records.items() if record.failures and record.claimed <= height]:
-            self._records[peer] = _Record(gave=self._records[peer].gave)
+        """The chain is that long: who claimed as much was right.
+
+        A few times, until it gives a block: the next block is claimed safely by anybody, and comes without it.
+        """
+        for peer, record in self._records.items():
+            if record.failures and record.claimed <= height and record.forgiven < MAX_FAILURES:
+                self._records[peer] = _Record(gave=record.gave, forgiven=record.forgiven + 1)
 
     def _touch(self, peer: PeerId) -> _Record:
         record = self._records.pop(peer, None)

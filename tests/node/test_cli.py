@@ -243,6 +243,17 @@ def test_model_is_measured_with_the_label_prior_of_the_own_data(learned: Path) -
     assert "no node's label prior fits it: leave out --prior" in complaint(refused, 1)
 
 
+def test_model_is_measured_with_what_the_node_carries_into_its_next_round(learned: Path) -> None:
+    choices: tuple[tuple[str, ...], ...] = ((), ("--carry",), ("--no-carry",))
+    default, carried, plain = (read("model", "eval", *choice, "--home", learned) for choice in choices)
+    assert (default["has_carry"], carried["has_carry"], plain["has_carry"]) == (True, True, False)
+    assert default["loss"] == carried["loss"] != plain["loss"]
+    assert "with what it carries" in run("model", "eval", "--home", learned).output
+    older = ("--cluster", "0", "--round", "1", "--home", learned)
+    assert read("model", "eval", *older)["has_carry"] is False
+    assert "nothing is carried into the model of cluster 0" in complaint(run("model", "eval", "--carry", *older), 1)
+
+
 def test_model_classifies_a_persons_samples(learned: Path, tmp_path: Path) -> None:
     samples = tmp_path / "samples.npz"
     np.savez(samples, inputs=np.zeros((3, *ARCHITECTURE.input_shape), dtype=np.float32))
@@ -252,6 +263,8 @@ def test_model_classifies_a_persons_samples(learned: Path, tmp_path: Path) -> No
         assert prediction["probability"] == max(prediction["probabilities"])
     expecting = read("model", "predict", samples, "--prior", "--home", learned)
     assert expecting["predictions"][0]["probabilities"] != found["predictions"][0]["probabilities"]
+    moved = read("model", "predict", samples, "--carry", "--home", learned)
+    assert moved["predictions"][0]["probabilities"] != found["predictions"][0]["probabilities"]
     np.savez(samples, wrong=np.zeros(3))
     assert "no array 'inputs'" in complaint(run("model", "predict", samples, "--home", learned), 1)
 

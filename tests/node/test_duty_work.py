@@ -10,10 +10,19 @@ import pytest
 import trio
 
 from bflnode.consensus.clustering import triangle_from_matrix
-from bflnode.consensus.duties import Aggregate, AttestTo, FetchAndVote, OfferedModel, Register, RevealModel, Train
+from bflnode.consensus.duties import (
+    Aggregate,
+    AttestTo,
+    FetchAndVote,
+    OfferedModel,
+    OwnStep,
+    Register,
+    RevealModel,
+    Train,
+)
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.tables import all_tasks
-from bflnode.consensus.task import Aggregation, TaskSpecification, Weighting
+from bflnode.consensus.task import Aggregation, Rule, TaskSpecification, Weighting
 from bflnode.consensus.transaction import Fault, ProbeOpening, Slot, bitmap
 from bflnode.consensus.types import AccountId, BlobId, Hash
 from bflnode.fl.aggregation import aggregate
@@ -112,7 +121,9 @@ async def test_a_probe_that_nobody_serves_or_that_is_none_is_named(
 
 async def test_means_are_weighted_by_samples_where_the_task_says_so(tmp_path: Path) -> None:
     async with bench(tmp_path) as at:
-        one_cluster = replace(at.specification, clusters=1, weighting=Weighting.SAMPLES)
+        one_cluster = replace(
+            at.specification, clusters=1, weighting=Weighting.SAMPLES, rule=Rule.PAA, step_permille=1000
+        )
         body = await at.work.aggregate(at.aggregate_duty(specification=one_cluster))
         expected = aggregate(at.weights, [1, 2, 3], at.architecture.table)
         assert [at.node.blobs.get(output) for output in body.outputs] == [expected]
@@ -198,6 +209,23 @@ async def test_a_model_is_trained_once_for_an_attempt_and_its_retries_from_the_s
         assert again.commitment != first.commitment, "a commitment is of its attempt"
         reveal = await at.work.reveal(RevealModel(at.slot, first.commitment, at.soon_ms()))
         assert (reveal.model.hex(), reveal.size) == (model, at.specification.model_bytes)
+
+
+async def test_a_client_without_the_files_of_its_last_step_trains_from_what_it_received_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bench(tmp_path) as at:
+        base, sent = (offered.model for offered in at.models[:2])
+        lost = BlobId(bytes(32))
+        models = []
+        for attempt, step in enumerate((None, OwnStep(base, lost), OwnStep(base, sent))):
+            at.node.journal.delete(at.node.journal.entry(at.slot))
+            duty = Train(at.slot, at.specification.initial_model, at.specification, at.soon_ms(), step)
+            await at.work.train(duty)
+            models.append(at.node.journal.entry(at.slot).model)
+            warned = [record.getMessage() for record in caplog.records if "nothing is carried" in record.getMessage()]
+            assert len(warned) == min(attempt, 1)
+    assert models[0] == models[1] != models[2]
 
 
 async def test_a_commitment_whose_model_is_lost_cannot_be_revealed_and_says_so(tmp_path: Path) -> None:

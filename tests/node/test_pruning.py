@@ -208,6 +208,18 @@ def test_what_a_task_starts_from_and_pins_stay_for_ever() -> None:
     assert {found.id for found in gone} == models_of(harness, 1) - {pinned}
 
 
+def test_the_own_last_step_is_kept_through_rounds_of_absence_where_it_is_carried() -> None:
+    for carry, is_kept in ((800, True), (0, False)):
+        harness = played(1, carry_permille=carry)
+        base, first = harness.round.clients[0].base, harness.slot
+        harness.play_round()
+        for _ in range(2):
+            harness.play_round(actors=(1, 2, 3))
+        own = [base, harness.model(0, first)]
+        assert removable(harness, own, rounds=1) == ([] if is_kept else own)
+        assert removable(harness, [harness.model(1, first)], rounds=1) == [harness.model(1, first)]
+
+
 def test_models_of_a_voided_attempt_stay_while_their_round_runs() -> None:
     harness = played(2)
     harness.play_to(Phase.REVEAL)

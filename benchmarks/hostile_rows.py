@@ -99,11 +99,14 @@ def play(attack: Attack, combination: str, rounds: int = ROUNDS) -> Outcome:
     method = PriorRows()
     rule = Rule(name=PRIOR_ROWS, combination=RobustRule(name=combination), server_step=method.server_step)
     received: Tensors = parse(CHOSEN.initial_weights(1), CHOSEN.table)
+    kept: list[Tensors] = [{}] * CLIENTS
     honest = [client for client in range(CLIENTS) if client != HOSTILE]
     with repeatable_torch(1):
         for number in range(1, rounds + 1):
-            clients = [_local(client, number, own[client], received) for client in range(CLIENTS)]
-            sent = [method.train(client).sent for client in clients]
+            updates = [
+                method.train(_local(client, number, own[client], received, kept[client])) for client in range(CLIENTS)
+            ]
+            sent, kept = [update.sent for update in updates], [update.kept for update in updates]
             sent[HOSTILE] = forged(attack, sent[HOSTILE], received)
             contributions = [
                 Contribution(
@@ -117,7 +120,7 @@ def play(attack: Attack, combination: str, rounds: int = ROUNDS) -> Outcome:
                 for client in range(CLIENTS)
             ]
             received = dict(outputs(rule, contributions, [0] * CLIENTS))[0]
-        last = [_local(client, rounds + 1, own[client], received) for client in honest]
+        last = [_local(client, rounds + 1, own[client], received, kept[client]) for client in honest]
         general = measure(load(CHOSEN, received), everybody)
         personal = [measure(method.personal_model(one), one.shard.test).accuracy for one in last]
     return Outcome(mean(personal), general.accuracy, general.class_accuracies[HOSTILE] or 0.0)
@@ -137,7 +140,7 @@ def forged(attack: Attack, sent: Tensors, received: Tensors) -> dict[str, Tensor
     return result
 
 
-def _local(client: int, number: int, shard: Shard, received: Tensors) -> Local:
+def _local(client: int, number: int, shard: Shard, received: Tensors, kept: Tensors) -> Local:
     return Local(
         client=client,
         round=number,
@@ -145,6 +148,7 @@ def _local(client: int, number: int, shard: Shard, received: Tensors) -> Local:
         shard=shard,
         config=TrainingConfig(epochs=5, learning_rate=0.005, seed=1000 * number + client, device="cpu"),
         received=received,
+        kept=kept,
     )
 
 

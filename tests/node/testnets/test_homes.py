@@ -5,11 +5,12 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bflnode.consensus.keys import admission_payload, verify
-from bflnode.consensus.task import Combination, ProbeMode, Rule, Weighting
+from bflnode.consensus.task import Combination, ProbeMode, Rule, Similarity, Weighting
 from bflnode.consensus.types import TOKEN
 from bflnode.fl import datasets
 from bflnode.fl.architectures import UnknownArchitecture
@@ -98,6 +99,8 @@ def test_the_task_is_what_was_asked_for(tmp_path: Path) -> None:
         weighting="samples",
         rule="prior-rows",
         step_permille=1500,
+        carry_permille=0,
+        shared_permille=300,
         psi=8,
         min_clients=2,
         architecture="cnn/1x8x8/10",
@@ -110,6 +113,7 @@ def test_the_task_is_what_was_asked_for(tmp_path: Path) -> None:
     assert (specification.epochs, specification.batch_size, specification.learning_rate_micro) == (2, 16, 50_000)
     assert (specification.probe_mode, specification.weighting) == (ProbeMode.AGGREGATOR, Weighting.SAMPLES)
     assert (specification.rule, specification.step_permille) == (Rule.PRIOR_ROWS, 1500)
+    assert (specification.carry_permille, specification.shared_permille) == (0, 300)
     assert (specification.clients_min, specification.clients_start) == (2, NODES)
     assert specification.architecture == "cnn/1x8x8/10"
     assert task.escrow == 7 * specification.reward
@@ -121,8 +125,30 @@ def test_a_combination_and_its_numbers_are_what_was_asked_for(tmp_path: Path) ->
     (task,) = make_testnet(tmp_path / "net", options).homes[0].load_genesis().tasks
 
     found = task.specification
-    assert (found.rule, found.combination) == (Rule.PAA, Combination.TRIMMED_MEAN)
-    assert (found.hostile_permille, found.clip_permille, found.step_permille) == (250, 1500, 1000)
+    assert (found.rule, found.combination) == (Rule.PRIOR_ROWS, Combination.TRIMMED_MEAN)
+    assert (found.hostile_permille, found.clip_permille) == (250, 1500)
+
+
+@pytest.mark.parametrize(("rule", "numbers"), [("prior-rows", (1250, 800)), ("paa", (1000, 0))])
+def test_step_and_carry_are_those_of_the_rule_unless_asked_otherwise(
+    tmp_path: Path, rule: str, numbers: tuple[int, int]
+) -> None:
+    (task,) = make_testnet(tmp_path / "net", replace(OPTIONS, rule=rule)).homes[0].load_genesis().tasks
+
+    assert (task.specification.step_permille, task.specification.carry_permille) == numbers
+    assert (task.specification.shared_permille, task.specification.similarity) == (1000, Similarity.PROTOTYPES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"rule": "paa", "shared_permille": 500}, "leave out --shared, or use --rule prior-rows"),
+        ({"similarity": "updates", "probe_mode": "aggregator"}, "leave out --probe-mode, or use --similarity"),
+    ],
+)
+def test_what_means_nothing_together_is_refused(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(HomeError, match=complaint):
+        make_testnet(tmp_path / "net", replace(OPTIONS, **changes))
 
 
 def test_weights_that_a_combination_would_ignore_are_refused(tmp_path: Path) -> None:

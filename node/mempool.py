@@ -27,6 +27,9 @@ MAX_WAIT_S = 120.0
 MAX_INCLUDED_KNOWN = 20_000
 """Transactions of blocks that are told from others without looking at them: ten full blocks, 2 MB of ids."""
 
+MAX_JUDGED_WRONG = 64
+"""Aggregators whose AGGREGATE of an attempt was judged in vain: few have their turn in one, and none twice."""
+
 Check = Callable[[Transaction], None]
 """Judges a transaction, its signature first, on the current state; raises Rejection."""
 
@@ -68,7 +71,8 @@ class Mempool:
         self._waiting: dict[TransactionId, _Waiting] = {}
         self._shares: dict[AccountId, _Share] = {}
         self._accused: set[AccountId] = set()
-        self._aggregated: dict[AccountId, Slot] = {}
+        self._aggregated: set[tuple[AccountId, Slot]] = set()
+        self._judged_wrong: dict[tuple[AccountId, Slot], None] = {}
         self._included: dict[TransactionId, None] = {}
         self._ready = 0
 
@@ -105,7 +109,7 @@ class Mempool:
         if isinstance(transaction.body, Evidence):
             self._accused.add(transaction.body.offender)
         if isinstance(transaction.body, Aggregate):
-            self._aggregated[transaction.sender] = transaction.body.slot
+            self._aggregated.add((transaction.sender, transaction.body.slot))
         share = self._shares.setdefault(transaction.sender, _Share())
         share.count += 1
         share.size_bytes += len(transaction.encoded)
@@ -164,8 +168,10 @@ class Mempool:
         body = transaction.body
         if isinstance(body, Evidence) and body.offender in self._accused:
             raise NoRoomError(Reason.DUPLICATE, offender=body.offender)
-        if isinstance(body, Aggregate) and self._aggregated.get(transaction.sender) == body.slot:
-            raise NoRoomError(Reason.DUPLICATE, sender=transaction.sender)
+        if isinstance(body, Aggregate):
+            turn = (transaction.sender, body.slot)
+            if turn in self._aggregated or turn in self._judged_wrong:
+                raise NoRoomError(Reason.DUPLICATE, sender=transaction.sender)
         if len(self._waiting) >= MAX_WAITING:
             raise NoRoomError(Reason.LIMIT, waiting=len(self._waiting))
         share = self._shares.get(transaction.sender, _Share())
@@ -180,7 +186,9 @@ class Mempool:
             self._check(transaction)
         except Rejection as rejection:
             if rejection.reason is Reason.WRONG_OUTPUTS and isinstance(transaction.body, Aggregate):
-                self._aggregated[transaction.sender] = transaction.body.slot
+                self._judged_wrong[transaction.sender, transaction.body.slot] = None
+                if len(self._judged_wrong) > MAX_JUDGED_WRONG:
+                    del self._judged_wrong[next(iter(self._judged_wrong))]
             if not self._is_early(rejection):
                 raise
             return False
@@ -194,7 +202,7 @@ class Mempool:
         if isinstance(entry.transaction.body, Evidence):
             self._accused.discard(entry.transaction.body.offender)
         if isinstance(entry.transaction.body, Aggregate):
-            self._aggregated.pop(entry.transaction.sender, None)
+            self._aggregated.discard((entry.transaction.sender, entry.transaction.body.slot))
         share = self._shares[entry.transaction.sender]
         share.count -= 1
         share.size_bytes -= len(entry.transaction.encoded)

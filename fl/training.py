@@ -21,10 +21,15 @@ from .networks import Classifier
 from .optimisers import Adam, GradientDescent, Optimiser
 from .prior import WithPrior, with_prior
 from .samples import Inputs, LabelledData, Labels, Shard, as_float
-from .weights import InvalidWeights
+from .weights import InvalidWeights, parse, serialize
 
 MAX_SAMPLE_LOSS = 1000.0
 """Nats one sample can lose at most: a well behaved model stays below 100, a hostile one must not overflow sums."""
+
+LARGEST_RECEIVED = 2.0**20
+"""Largest number of a received model that training starts from: far above honest ones, and passes over batches stay
+finite with it in all architectures. From the largest float32 nobody could train: one hostile model in a mean, or in a
+row of its own, would end a task."""
 
 MICRONATS = 10**6
 """A nat in the integer unit losses have on chain."""
@@ -141,7 +146,7 @@ def train(
 
     Args:
         architecture: of the base model.
-        base: canonical weights of the model received.
+        base: canonical weights of the model received, hostile ones too: they are `trainable` before anything else.
         shard: the client's data.
         config: optimiser, epochs, seed, device.
         on_progress: called after each epoch; what it raises ends the training.
@@ -155,7 +160,7 @@ def train(
     _refuse_unfit_data(architecture, shard.train)
     with repeatable_torch(config.threads):
         device = choose_device(config.device)
-        classifier = architecture.load(base).to(device)
+        classifier = architecture.load(trainable(architecture, base)).to(device)
         module = with_prior(classifier, shard.train.histogram()) if has_prior else classifier
         received = measure(module, shard.test)
         losses = fit(module, shard.train, config, on_progress=on_progress)
@@ -171,6 +176,23 @@ def train(
         losses=losses,
         samples=len(shard.train),
         seconds=perf_counter() - started,
+    )
+
+
+def trainable(architecture: Architecture, model: bytes) -> bytes:
+    """A received model with its floats cut to `LARGEST_RECEIVED`: the same bytes unless somebody sent absurd ones.
+
+    What ResNet makes of a batch of one sample, which is normalised by variances received, can overflow all the same.
+
+    Raises:
+        InvalidWeights: the bytes aren't canonical weights of the architecture.
+    """
+    tensors = parse(model, architecture.table)
+    return serialize(
+        {
+            name: tensor if tensor.dtype != np.float32 else np.clip(tensor, -LARGEST_RECEIVED, LARGEST_RECEIVED)
+            for name, tensor in tensors.items()
+        }
     )
 
 

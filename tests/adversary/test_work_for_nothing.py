@@ -1,15 +1,27 @@
 """Attacks that make others work for nothing, or take from them what they work with: each test is one that fails."""
 
 from contextlib import suppress
+from math import isfinite
+
+import numpy as np
+import pytest
 
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.transaction import Aggregate, Slot, Transaction, sign_transaction
 from bflnode.consensus.types import BlobId, ChainId
+from bflnode.fl.architectures import architecture
+from bflnode.fl.datasets import load_digits
+from bflnode.fl.robust import RULES, RobustRule
+from bflnode.fl.rules import PRIOR_ROWS, Contribution, Rule, outputs
+from bflnode.fl.samples import Shard
+from bflnode.fl.training import TrainingConfig, train
+from bflnode.fl.weights import parse, serialize
 from bflnode.node.mempool import Mempool
 
 CHAIN = ChainId(bytes(32))
+DIGITS = architecture("mlp/1x8x8/10")
 AGGREGATOR = SecretKey.from_seed(bytes([1]) * 32)
 
 
@@ -55,3 +67,30 @@ def test_early_aggregates_of_one_attempt_do_not_pile_up_for_its_turn() -> None:
     for number in range(40, 60):
         world.send(attempt=0, number=number)
     assert world.seconds == 1
+
+
+@pytest.mark.parametrize("combination", RULES)
+@pytest.mark.parametrize("claims", [9, 10], ids=["a row of its own", "all rows"])
+def test_one_client_that_sends_the_largest_numbers_does_not_keep_the_others_from_training(
+    combination: str, claims: int
+) -> None:
+    """Nobody could train from what came of it, not even with a median: all COMMITs failed, and the task ended."""
+    honest = digits_of_all_classes_but_one()
+    base = DIGITS.initial_weights(0)
+    received = parse(base, DIGITS.table)
+    hostile = {name: np.full_like(tensor, np.finfo(np.float32).max) for name, tensor in received.items()}
+    contributions = [
+        *(Contribution(sent=received, received=received, holds=[True] * 9 + [False]) for _ in range(4)),
+        Contribution(sent=hostile, received=received, holds=[claims == 10] * 9 + [True]),
+    ]
+    rule = Rule(name=PRIOR_ROWS, combination=RobustRule(name=combination), server_step=1.25)
+    output = serialize(dict(outputs(rule, contributions, (0,) * 5))[0])
+    trained = train(DIGITS, output, honest, TrainingConfig(epochs=1), has_prior=True)
+    assert all(map(isfinite, trained.losses))
+
+
+def digits_of_all_classes_but_one() -> Shard:
+    """Some digits of a client that knows nothing of nines."""
+    digits = load_digits()
+    known = np.flatnonzero(digits.train.labels != 9)[:100]
+    return Shard(digits.train.take(known), digits.test)

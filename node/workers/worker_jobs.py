@@ -317,12 +317,15 @@ def _models(paths: Sequence[str], chosen: Architecture) -> Iterator[list[memoryv
 
 @contextmanager
 def _start(path: str, step: CarriedStep | None, chosen: Architecture) -> Iterator[bytes | memoryview]:
-    """A model's canonical weights, with what a client carries."""
+    """A model's canonical weights, with what a client carries: its step from what it could train from, if absurd."""
+    from bflnode.fl.training import trainable
+
     with _models([path] if step is None else [path, step.base_path, step.sent_path], chosen) as mapped:
         if step is None:
             yield mapped[0]
         else:
-            received, base, sent = (parse(model, chosen.table) for model in mapped)
+            received, base = (parse(trainable(chosen, bytes(model)), chosen.table) for model in mapped[:2])
+            sent = parse(mapped[2], chosen.table)
             yield serialize(carried(received, base, sent, step.permille / PERMILLE))
 
 

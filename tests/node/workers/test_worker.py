@@ -18,12 +18,15 @@ from bflnode.fl.architectures import architecture
 from bflnode.fl.datasets import load_digits
 from bflnode.fl.prototypes import matrix_of_triangle, serialize_samples
 from bflnode.fl.samples import Shard, save_shard
+from bflnode.fl.training import trainable
+from bflnode.fl.weights import parse, serialize
 from bflnode.node.workers import trainer as trainer_module
 from bflnode.node.workers.trainer import JobError, Trainer, TrainerError, WorkerProcess, open_trainer
 from bflnode.node.workers.worker_protocol import (
     MAX_PREDICTIONS,
     AggregateJob,
     AggregateResult,
+    CarriedStep,
     EvaluateJob,
     InitialModelJob,
     InitialModelResult,
@@ -35,6 +38,7 @@ from bflnode.node.workers.worker_protocol import (
     RefusalReason,
     RuleSettings,
     TrainJob,
+    UpdateMatrixJob,
 )
 from bflnode.node.workers.worker_start import SpawnedWorker, worker_starter
 
@@ -147,6 +151,21 @@ async def test_training_reports_its_progress(trainer: Trainer, files: Path, tmp_
     assert seen[0][1].startswith("epoch ")
 
 
+async def test_a_hostile_base_leaves_no_endless_step_to_carry(trainer: Trainer, files: Path, tmp_path: Path) -> None:
+    """An honest client trains from what it can of such a model; its step is from there."""
+    largest = {
+        name: np.full_like(tensor, 3e38) for name, tensor in parse(CHOSEN.initial_weights(0), CHOSEN.table).items()
+    }
+    base, sent, plain, moved = (tmp_path / name for name in ("base", "sent", "plain", "moved"))
+    base.write_bytes(serialize(largest))
+    sent.write_bytes(trainable(CHOSEN, base.read_bytes()))
+    await trainer.run(train_job(files, plain))
+    carried = CarriedStep(str(base), str(sent), 800)
+    await trainer.run(replace(train_job(files, moved), carried=carried))
+
+    assert moved.read_bytes() == plain.read_bytes()
+
+
 async def test_aggregation_writes_the_defined_bytes_for_each_cluster(
     trainer: Trainer, files: Path, tmp_path: Path
 ) -> None:
@@ -251,6 +270,8 @@ async def test_bad_inputs_are_refused_by_name_and_the_worker_lives_on(
         "weights go from 0": replace(single, weights=(0,)),
         "no rule 'fastest'": replace(single, rule=RuleSettings(name="fastest")),
         "1 models with 0 bases": replace(single, rule=RuleSettings(step_permille=2000)),
+        str(hostile.name): replace(good, carried=CarriedStep(good.base_path, str(hostile), 800)),
+        "2 models with 1 bases": UpdateMatrixJob(ARCHITECTURE, (good.base_path,) * 2, (good.base_path,)),
         "0 bitmaps": replace(single, rule=RuleSettings(name="prior-rows"), base_paths=(good.base_path,)),
     }
     await trainer.run(InitialModelJob(ARCHITECTURE, 0, str(tmp_path / "initial")))

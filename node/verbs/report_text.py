@@ -23,7 +23,8 @@ def print_report(report: dict[str, Any]) -> None:
         "Accuracies are means over nodes: received = of what a client starts from, post = after its local training,"
     )
     click.echo(
-        "local only = without the network; these on the client's own test data. global = of the model it gets, on everybody's."
+        "local only = without the network; these on the client's own test data. "
+        "global = of the model it gets, on everybody's."
     )
     _print_balances(report["balances"])
     for check in report["checks"]:

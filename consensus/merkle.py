@@ -37,6 +37,30 @@ def root_of_hashes(leaf_hashes: Sequence[Hash]) -> Hash:
     return level[0]
 
 
+class GrowingRoot:
+    """The root of leaves that come one after the other and aren't kept: a hash for each bit of their number is."""
+
+    def __init__(self) -> None:
+        self._full: list[tuple[int, Hash]] = []
+
+    def add(self, leaf: Hash) -> None:
+        """Add the hash of the next leaf."""
+        size, node = 1, leaf
+        while self._full and self._full[-1][0] == size:
+            node = _parent(self._full.pop()[1], node)
+            size *= 2
+        self._full.append((size, node))
+
+    def root(self) -> Hash:
+        """What `root_of_hashes` gives for all leaves so far."""
+        if not self._full:
+            return root_of_hashes(())
+        node = self._full[-1][1]
+        for _, left in reversed(self._full[:-1]):
+            node = _parent(left, node)
+        return node
+
+
 def inclusion_proof(leaves: Sequence[bytes], index: int) -> tuple[Hash, ...]:
     """The siblings on the way from leaf `index` to the root, lowest first (RFC 6962, section 2.1.1)."""
     return proof_of_hashes([leaf_hash(leaf) for leaf in leaves], index)

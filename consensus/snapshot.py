@@ -19,11 +19,12 @@ from typing import Annotated
 
 from .block import Commit, Header
 from .ledger import verify_commit
+from .merkle import GrowingRoot, merkle_root
 from .records import Record
 from .rejection import Reason, Rejection
-from .state import StateTree
+from .state import BUCKETS, StateTree, bucket_of, entry_hash
 from .tables import previous_validators
-from .types import Between, BlobId, ChainId
+from .types import Between, BlobId, ChainId, Hash
 
 SNAPSHOT_VERSION = 1
 
@@ -120,6 +121,26 @@ def _end_of_entry(buffer: bytearray, start: int) -> int:
     return end
 
 
+def verify_file(snapshot: Snapshot, pieces: Iterable[bytes]) -> None:
+    """Check, in little memory, that a file holds the state that the snapshot's header names.
+
+    A state in memory takes many times its file: whoever is sent one by a stranger checks it first.
+
+    Args:
+        snapshot: whose header is trusted.
+        pieces: the file.
+
+    Raises:
+        Rejection: as `read_state`.
+    """
+    buckets = [GrowingRoot() for _ in range(BUCKETS)]
+    entries = 0
+    for key, value in _counted(read_entries(pieces), snapshot.entries):
+        buckets[bucket_of(key)].add(entry_hash(key, value))
+        entries += 1
+    _require_same(snapshot, entries, merkle_root([bucket.root() for bucket in buckets]))
+
+
 def read_state(snapshot: Snapshot, pieces: Iterable[bytes]) -> StateTree:
     """The state in a file, if it is the one that the snapshot's header names.
 
@@ -131,11 +152,15 @@ def read_state(snapshot: Snapshot, pieces: Iterable[bytes]) -> StateTree:
         Rejection: the file is malformed, or WRONG_ROOT: of another state.
     """
     tree = StateTree(_counted(read_entries(pieces), snapshot.entries))
-    if len(tree) != snapshot.entries:
-        raise Rejection(Reason.WRONG_SIZE, entries=len(tree), expected=snapshot.entries)
-    if tree.root != snapshot.header.state_root:
-        raise Rejection(Reason.WRONG_ROOT, computed=tree.root, expected=snapshot.header.state_root)
+    _require_same(snapshot, len(tree), tree.root)
     return tree
+
+
+def _require_same(snapshot: Snapshot, entries: int, root: Hash) -> None:
+    if entries != snapshot.entries:
+        raise Rejection(Reason.WRONG_SIZE, entries=entries, expected=snapshot.entries)
+    if root != snapshot.header.state_root:
+        raise Rejection(Reason.WRONG_ROOT, computed=root, expected=snapshot.header.state_root)
 
 
 def _counted(entries: Iterator[tuple[bytes, bytes]], limit: int) -> Iterator[tuple[bytes, bytes]]:

@@ -25,7 +25,7 @@ from bflnode.consensus.blob import MAX_BLOB_BYTES
 from bflnode.consensus.genesis import Genesis
 from bflnode.consensus.light import Clock, LightChain, Trust, verify_light_chain
 from bflnode.consensus.rejection import Reason, Rejection
-from bflnode.consensus.snapshot import MAX_SNAPSHOT_BYTES, Snapshot, read_state, verify_snapshot
+from bflnode.consensus.snapshot import MAX_SNAPSHOT_BYTES, Snapshot, read_state, verify_file, verify_snapshot
 from bflnode.consensus.state import StateTree
 from bflnode.consensus.types import BlobId, BlockId
 from bflnode.node.configuration import Configuration
@@ -69,6 +69,9 @@ RETRY_S = 2.0
 
 GATHER_S = 1.0
 """Once one peer is there, others get this long before the first offers are compared: a file has several holders."""
+
+MAX_UNFINISHED = 4
+"""States of which a part is kept to go on with: offers cost nothing, and each part may have a gigabyte."""
 
 COMPLAIN_S = 30.0
 """How often the log repeats why nothing happens."""
@@ -253,6 +256,7 @@ class _Search:
         self._is_ready = trio.Event()
         self._joined = trio.Event()
         self._ignored: set[PeerId] = set()
+        self._unfinished: dict[BlobId, None] = {}
         self._fault = "no peer has one"
         self._complained_s = float("-inf")
 
@@ -344,9 +348,10 @@ class _Search:
         exchange = Exchange(self._network, self._store.blobs, lambda: holders)
         if not await exchange.attempt(snapshot.state, max_bytes=MAX_BLOB_BYTES):
             self._fault = f"the state of height {snapshot.height} did not come whole; what came is kept"
+            await trio.to_thread.run_sync(self._keep_unfinished, snapshot.state)
             return None
         try:
-            tree = await trio.to_thread.run_sync(read_state, snapshot, self._store.pieces(snapshot))
+            tree = await trio.to_thread.run_sync(self._read, snapshot)
         except Rejection as rejection:
             await trio.to_thread.run_sync(self._store.blobs.delete, snapshot.state)
             for peer in holders:
@@ -354,6 +359,20 @@ class _Search:
                     raise rejection from None
             return None
         return self._with_good_commit(candidate, tree)
+
+    def _keep_unfinished(self, state: BlobId) -> None:
+        """Keep what came of a state, and of the last ones before it."""
+        self._unfinished.pop(state, None)
+        self._unfinished[state] = None
+        while len(self._unfinished) > MAX_UNFINISHED:
+            oldest = next(iter(self._unfinished))
+            self._store.blobs.delete(oldest)
+            del self._unfinished[oldest]
+
+    def _read(self, snapshot: Snapshot) -> StateTree:
+        """The state in a file that is here; one that is too large for the memory is refused before it is there."""
+        verify_file(snapshot, self._store.pieces(snapshot))
+        return read_state(snapshot, self._store.pieces(snapshot))
 
     async def _is_trusted(self, candidate: Candidate) -> bool:
         """Whether the header is the trusted one, or follows from it by steps that one of its holders gives."""

@@ -1,5 +1,6 @@
 """Attacks that make others work for nothing, or take from them what they work with: each test is one that fails."""
 
+import tracemalloc
 from contextlib import suppress
 from math import isfinite
 
@@ -9,6 +10,7 @@ import pytest
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Premature, Reason, Rejection
+from bflnode.consensus.snapshot import PIECE_BYTES, SNAPSHOT_VERSION, Snapshot, verify_file, write_entries
 from bflnode.consensus.transaction import Aggregate, Slot, Transaction, sign_transaction
 from bflnode.consensus.types import BlobId, ChainId
 from bflnode.fl.architectures import architecture
@@ -19,6 +21,7 @@ from bflnode.fl.samples import Shard
 from bflnode.fl.training import TrainingConfig, train
 from bflnode.fl.weights import parse, serialize
 from bflnode.node.mempool import Mempool
+from tests.consensus.harness import Harness
 
 CHAIN = ChainId(bytes(32))
 DIGITS = architecture("mlp/1x8x8/10")
@@ -94,3 +97,20 @@ def digits_of_all_classes_but_one() -> Shard:
     digits = load_digits()
     known = np.flatnonzero(digits.train.labels != 9)[:100]
     return Shard(digits.train.take(known), digits.test)
+
+
+def test_a_state_that_would_not_fit_into_memory_is_refused_before_it_is_there() -> None:
+    """In memory a state of tiny entries takes twenty times its file: a large one ended who joined, at each start."""
+    harness = Harness()
+    harness.block()
+    assert harness.header is not None
+    entries = 50_000
+    snapshot = Snapshot(SNAPSHOT_VERSION, harness.header, harness.last_commit, entries, BlobId(bytes(32)))
+    lie = write_entries((number.to_bytes(3, "big"), b"") for number in range(entries))
+    tracemalloc.start()
+    with pytest.raises(Rejection) as caught:
+        verify_file(snapshot, lie)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert caught.value.reason is Reason.WRONG_ROOT
+    assert peak < 8 * PIECE_BYTES

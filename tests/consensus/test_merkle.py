@@ -6,6 +6,7 @@ import pytest
 
 from bflnode.consensus.merkle import (
     MAX_PROOF_HASHES,
+    GrowingRoot,
     inclusion_proof,
     leaf_hash,
     merkle_root,
@@ -86,3 +87,11 @@ def test_an_endless_proof_is_rejected_before_it_is_hashed() -> None:
     proof = [Hash(bytes(32))] * (MAX_PROOF_HASHES + 1)
     with pytest.raises(Rejection, match="proof_hashes=65"):
         verify_inclusion(leaf_hash(b""), 0, 2**200, proof, merkle_root([b""]))
+
+
+def test_the_root_of_leaves_that_are_not_kept_is_that_of_all_of_them() -> None:
+    growing, leaves = GrowingRoot(), []
+    for number in range(40):
+        assert growing.root() == root_of_hashes(leaves)
+        leaves.append(leaf_hash(bytes([number])))
+        growing.add(leaves[-1])

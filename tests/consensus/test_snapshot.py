@@ -20,6 +20,7 @@ from bflnode.consensus.snapshot import (
     Snapshot,
     read_entries,
     read_state,
+    verify_file,
     verify_snapshot,
     write_entries,
 )
@@ -93,6 +94,7 @@ def test_an_entry_that_announces_too_much_is_refused_before_it_comes(sizes: tupl
 
 def test_a_snapshot_leads_to_the_state_that_was_written(harness: Harness) -> None:
     snapshot, data = snapshot_of(harness)
+    verify_file(snapshot, pieces_of(data, 1000))
     tree = read_state(snapshot, pieces_of(data, 1000))
     assert list(tree.entries()) == list(harness.tree.entries())
     verify_snapshot(harness.genesis.chain_id, snapshot, tree)
@@ -108,14 +110,16 @@ def test_any_other_state_is_refused_by_the_state_root(harness: Harness) -> None:
     entries = list(harness.tree.entries())
     key, value = entries[3]
     changed = [*entries[:3], (key, value[:-1] + bytes([value[-1] ^ 1])), *entries[4:]]
-    assert rejected(lambda: read_state(snapshot, write_entries(changed))) is Reason.WRONG_ROOT
+    for read in (read_state, verify_file):
+        assert rejected(lambda read=read: read(snapshot, write_entries(changed))) is Reason.WRONG_ROOT
 
 
 def test_more_or_fewer_entries_than_announced_are_refused(harness: Harness) -> None:
     snapshot, _ = snapshot_of(harness)
     entries = list(harness.tree.entries())
-    assert rejected(lambda: read_state(snapshot, write_entries(entries[:-1]))) is Reason.WRONG_SIZE
-    assert rejected(lambda: read_state(snapshot, write_entries([*entries, (b"zzz", b"")]))) is Reason.WRONG_SIZE
+    for read in (read_state, verify_file):
+        for others in (entries[:-1], [*entries, (b"zzz", b"")]):
+            assert rejected(lambda read=read, other=others: read(snapshot, write_entries(other))) is Reason.WRONG_SIZE
 
 
 def test_a_snapshot_of_another_chain_is_refused(harness: Harness) -> None:

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from bflnode.consensus.blob import manifest_of
-from bflnode.consensus.light import Trust
+from bflnode.consensus.light import Trust, make_light_chain
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.snapshot import Snapshot, write_entries
 from bflnode.consensus.tables import current_validators
@@ -18,7 +18,17 @@ from bflnode.consensus.types import BlobId, BlockId
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import Home, HomeError
 from bflnode.node.node import Node
-from bflnode.node.p2p.messages import CHUNKS, HELLO, MANIFESTS, PUSHES, REQUESTS, SNAPSHOTS, SnapshotOffers
+from bflnode.node.p2p.messages import (
+    CHUNKS,
+    HELLO,
+    LIGHT_CHAINS,
+    MANIFESTS,
+    PUSHES,
+    REQUESTS,
+    SNAPSHOTS,
+    ManifestRequest,
+    SnapshotOffers,
+)
 from bflnode.node.p2p.network import NetworkConfig, PeerId, open_network
 from bflnode.node.p2p.places import Worth
 from bflnode.node.stored_chain import open_store
@@ -134,9 +144,9 @@ class Liar(Stranger):
 
 
 @asynccontextmanager
-async def lying(network: Network) -> AsyncIterator[Liar]:
+async def lying(network: Network, kind: type[Liar] = Liar) -> AsyncIterator[Liar]:
     """A liar that listens."""
-    liar = Liar(network.harness.genesis.chain_id, network.harness.keys[3])
+    liar = kind(network.harness.genesis.chain_id, network.harness.keys[3])
     config = NetworkConfig(bytes([77]) * 32, ("/ip4/127.0.0.1/tcp/0",), (), PUSHES, REQUESTS)
     async with open_network(config, liar) as opened_network:
         liar.network = opened_network
@@ -211,6 +221,29 @@ async def test_a_peer_that_offers_a_state_and_does_not_give_it_costs_nothing_but
         liar.offer(replace(snapshot_at(network, LATER), state=BlobId(bytes(32))))
         await join(network, network.trust(LATER), [liar.address, *addresses_of(helpers)])
     assert base_of(network.newcomer) == (LATER, LATER)
+
+
+async def test_parts_of_states_that_never_come_whole_do_not_fill_the_disk(network: Network) -> None:
+    """Each offer may begin a gigabyte: of the last few what came is kept, to go on with."""
+    manifests = {manifest.id: manifest for manifest in (manifest_of([bytes([part])]) for part in range(10))}
+
+    class Beginner(Liar):
+        async def on_request(self, protocol: str, sender: PeerId, data: bytes) -> bytes:
+            if protocol == MANIFESTS:
+                self.asked.append(protocol)
+                return manifests[ManifestRequest.from_bytes(data, max_bytes=64).blob].to_bytes()
+            return await super().on_request(protocol, sender, data)
+
+    later = snapshot_at(network, LATER)
+    async with opened(network.helpers[:1]) as helpers, lying(network, Beginner) as liar:
+        helpers[0].snapshots.store.delete(LATER)
+        steps = make_light_chain(helpers[0].chain.store, network.harness.genesis, EARLIER, LATER)
+        liar.answers[LIGHT_CHAINS] = steps.to_bytes()
+        liar.offer(*(replace(later, state=state) for state in manifests))
+        await join(network, network.trust(EARLIER), [liar.address, *addresses_of(helpers)])
+    assert base_of(network.newcomer) == (EARLIER, EARLIER)
+    assert liar.asked.count(MANIFESTS) == len(manifests)
+    assert len(list(network.newcomer.snapshots.rglob("partial/*"))) == state_sync.MAX_UNFINISHED
 
 
 async def test_a_claim_of_a_later_block_that_does_not_follow_is_not_believed(

@@ -5,6 +5,7 @@ that is only early (a REVEAL that overtook the block that closes COMMIT) waits w
 everything that waits is judged again. How transactions travel is `transaction_relay`'s business.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,6 +15,10 @@ from bflnode.consensus.types import AccountId, TransactionId
 
 MAX_WAITING = 5_000
 """Transactions that wait at most: two and a half full blocks."""
+
+MAX_EARLY = MAX_WAITING // 2
+"""Of these, that are only early: some eighty accounts could fill all places with what never becomes valid, and the
+rest of a network would wait outside. Of what is valid a sender has a few at a time, and blocks take them."""
 
 MAX_PER_SENDER = 64
 """Transactions of one sender that wait at most: nobody fills the pool alone."""
@@ -72,6 +77,7 @@ class Mempool:
         self._shares: dict[AccountId, _Share] = {}
         self._accused: set[AccountId] = set()
         self._aggregated: set[tuple[AccountId, Slot]] = set()
+        self._turned_away: Counter[AccountId] = Counter()
         self._judged_wrong: dict[tuple[AccountId, Slot], None] = {}
         self._included: dict[TransactionId, None] = {}
         self._ready = 0
@@ -105,6 +111,10 @@ class Mempool:
             return False
         self._require_room(transaction)
         is_ready = self._judge(transaction)
+        early = len(self._waiting) - self._ready
+        if not is_ready and early >= MAX_EARLY:
+            self._turned_away[transaction.sender] += 1
+            raise NoRoomError(Reason.LIMIT, early=early)
         self._waiting[transaction.id] = _Waiting(transaction, self._clock(), is_ready)
         if isinstance(transaction.body, Evidence):
             self._accused.add(transaction.body.offender)
@@ -131,6 +141,7 @@ class Mempool:
             self._included[transaction.id] = None
         for _ in range(len(self._included) - MAX_INCLUDED_KNOWN):
             del self._included[next(iter(self._included))]
+        self._turned_away.clear()
         oldest_s = self._clock() - MAX_WAIT_S
         for entry in list(self._waiting.values()):
             try:
@@ -175,7 +186,7 @@ class Mempool:
         if len(self._waiting) >= MAX_WAITING:
             raise NoRoomError(Reason.LIMIT, waiting=len(self._waiting))
         share = self._shares.get(transaction.sender, _Share())
-        if share.count >= MAX_PER_SENDER:
+        if share.count + self._turned_away[transaction.sender] >= MAX_PER_SENDER:
             raise NoRoomError(Reason.LIMIT, sender=transaction.sender, waiting=share.count)
         if share.size_bytes + len(transaction.encoded) > MAX_BYTES_PER_SENDER:
             raise NoRoomError(Reason.LIMIT, sender=transaction.sender, waiting_bytes=share.size_bytes)

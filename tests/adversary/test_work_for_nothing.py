@@ -11,8 +11,8 @@ from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.snapshot import PIECE_BYTES, SNAPSHOT_VERSION, Snapshot, verify_file, write_entries
-from bflnode.consensus.transaction import Aggregate, Slot, Transaction, sign_transaction
-from bflnode.consensus.types import BlobId, ChainId
+from bflnode.consensus.transaction import Aggregate, Slot, Transaction, Transfer, sign_transaction
+from bflnode.consensus.types import AccountId, BlobId, ChainId, Signature
 from bflnode.fl.architectures import architecture
 from bflnode.fl.datasets import load_digits
 from bflnode.fl.robust import RULES, RobustRule
@@ -20,10 +20,12 @@ from bflnode.fl.rules import PRIOR_ROWS, Contribution, Rule, outputs
 from bflnode.fl.samples import Shard
 from bflnode.fl.training import TrainingConfig, train
 from bflnode.fl.weights import parse, serialize
+from bflnode.node import mempool as limits
 from bflnode.node.mempool import Mempool
 from tests.consensus.harness import Harness
 
 CHAIN = ChainId(bytes(32))
+NOBODY = AccountId(bytes([255]) * 32)
 DIGITS = architecture("mlp/1x8x8/10")
 AGGREGATOR = SecretKey.from_seed(bytes([1]) * 32)
 
@@ -97,6 +99,32 @@ def digits_of_all_classes_but_one() -> Shard:
     digits = load_digits()
     known = np.flatnonzero(digits.train.labels != 9)[:100]
     return Shard(digits.train.take(known), digits.test)
+
+
+def test_accounts_that_fill_the_pool_with_what_is_never_due_keep_nobody_out() -> None:
+    """Eighty accounts with gaps in their nonces took all places of all nodes, and no COMMIT found one."""
+
+    checks = 0
+
+    def check(transaction: Transaction) -> None:
+        nonlocal checks
+        checks += 1
+        if transaction.nonce:
+            raise Premature(Reason.WRONG_NONCE)
+
+    pool = Mempool(check, lambda rejection: isinstance(rejection, Premature), lambda: 0.0)
+    for number in range(limits.MAX_WAITING // limits.MAX_PER_SENDER + 2):
+        account = AccountId(number.to_bytes(32, "big"))
+        for nonce in range(1, limits.MAX_PER_SENDER + 1):
+            with suppress(Rejection):
+                pool.add(Transaction(account, nonce, 0, 0, Transfer(account, 1), Signature(bytes(64))))
+    assert pool.add(sign_transaction(AGGREGATOR, CHAIN, Transfer(AGGREGATOR.account, 1)))
+    assert len(pool) == limits.MAX_EARLY + 1
+    checks = 0
+    for nonce in range(1, 4 * limits.MAX_PER_SENDER):
+        with suppress(Rejection):
+            pool.add(Transaction(NOBODY, nonce, 0, 0, Transfer(NOBODY, 1), Signature(bytes(64))))
+    assert checks == limits.MAX_PER_SENDER, "what is turned away costs no more than what waits"
 
 
 def test_a_state_that_would_not_fit_into_memory_is_refused_before_it_is_there() -> None:

@@ -122,7 +122,7 @@ const proven = {
   model (header, [task, round, client, state]) {
     const key = Buffer.concat([Buffer.from('settled/'), task, number64(round)])
     const [, , , , , clients, , , aggregation] = decode(valueOf(header.stateRoot, key, state))
-    const [, , , , , [revealed], cluster, gross, fee] = clients.find(([account]) => same(account, client))
+    const [, , , , , , [revealed], cluster, gross, fee] = clients.find(([account]) => same(account, client))
     return { model: revealed[0].toString('hex'), output: aggregation[0][3][cluster].toString('hex'), net: gross - fee }
   },
   tx (header, [transaction, index, leaves, path]) {

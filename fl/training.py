@@ -190,7 +190,9 @@ def trainable(architecture: Architecture, model: bytes) -> bytes:
     tensors = parse(model, architecture.table)
     return serialize(
         {
-            name: tensor if tensor.dtype != np.float32 else np.clip(tensor, -LARGEST_RECEIVED, LARGEST_RECEIVED)
+            name: tensor
+            if tensor.dtype != np.float32
+            else np.clip(tensor, -LARGEST_RECEIVED, LARGEST_RECEIVED).astype(np.float32)
             for name, tensor in tensors.items()
         }
     )

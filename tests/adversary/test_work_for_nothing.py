@@ -132,7 +132,7 @@ def test_a_state_that_would_not_fit_into_memory_is_refused_before_it_is_there() 
     harness = Harness()
     harness.block()
     assert harness.header is not None
-    entries = 50_000
+    entries = 20_000
     snapshot = Snapshot(SNAPSHOT_VERSION, harness.header, harness.last_commit, entries, BlobId(bytes(32)))
     lie = write_entries((number.to_bytes(3, "big"), b"") for number in range(entries))
     tracemalloc.start()

@@ -16,6 +16,7 @@ from .samples import Inputs, LabelledData, Labels, Shard, as_float, numbered_cla
 from .weights import (
     DType,
     InvalidWeights,
+    Tensor,
     TensorSpec,
     TensorTable,
     WeightsFault,
@@ -39,6 +40,14 @@ MIN_CATEGORY_SAMPLES = 16
 
 CONSTANT_SPREAD = 1e-5
 """A prototype whose dimensions differ from their mean by no more than this part of the largest is constant."""
+
+PERTURBATION = 2.0**-20
+"""Standard deviation, relative, by which weights are moved to see what rounding decides: 16 of float32's roundings.
+
+What a forward pass rounds is a few of them. Similarities of trained models move by no more than a unit."""
+
+PERTURBATIONS = 3
+"""How often: in a code of 32 dimensions a similarity that is noise stays where it was once in 500 times each."""
 
 MAX_SAMPLES = 4096
 """Samples in a file from a stranger; a probe set has some hundreds."""
@@ -177,6 +186,57 @@ def matrix_of_covariances(covariances: NDArray[np.float64]) -> CorrelationMatrix
     matrix: CorrelationMatrix = scaled.astype(np.int16)
     np.fill_diagonal(matrix, CORRELATION_SCALE)
     return matrix
+
+
+def unsettled_pairs(
+    architecture: Architecture,
+    models: Sequence[bytes | memoryview],
+    inputs: Inputs,
+    tolerance: int,
+    seed: int,
+) -> NDArray[np.bool_]:
+    """Pairs of models whose similarity is what rounding makes of it, so that no two processors need agree on it.
+
+    A model can hold huge weights that cancel: its prototype is then what rounding left, and differs between kinds of
+    processors by more than any tolerance. What a forward pass rounds is what some slightly different weights give
+    without rounding, each layer for itself, so such a similarity also moves when the weights do. Each model is moved
+    `PERTURBATIONS` times by about `PERTURBATION` of each float; a pair is unsettled if its similarity moves
+    by more than half of the tolerance, and by more than the one unit that rounding to integers can make of nothing.
+
+    Args:
+        architecture: of all models.
+        models: canonical weights, in the order of the matrix.
+        inputs: as for `prototypes`.
+        tolerance: most difference, in 1 / `CORRELATION_SCALE`, that is allowed between two computations.
+        seed: not negative; one that the models' authors can't know, so that no model is made for it.
+
+    Returns:
+        (clients (clients - 1) / 2,), in the order of `upper_triangle`.
+
+    Raises:
+        InvalidWeights, ValueError: as `prototypes` does.
+    """
+    generator = np.random.default_rng(seed)
+    first = correlation_matrix(prototypes(architecture, models, inputs)).astype(np.int64)
+    unsettled: NDArray[np.bool_] = np.zeros(first.shape, dtype=np.bool_)
+    for _ in range(PERTURBATIONS):
+        values = [prototypes(architecture, [_perturbed(architecture, model, generator)], inputs) for model in models]
+        moved = np.abs(correlation_matrix(np.concatenate(values)) - first)
+        unsettled |= moved > max(tolerance // 2, 1)
+    return unsettled[np.triu_indices(len(models), k=1)]
+
+
+def _perturbed(architecture: Architecture, model: bytes | memoryview, generator: np.random.Generator) -> bytes:
+    """A model whose floats are each moved by about `PERTURBATION` of them."""
+    largest = np.finfo(np.float32).max
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in parse(model, architecture.table).items():
+        if tensor.dtype == np.float32:
+            factors = 1.0 + PERTURBATION * generator.standard_normal(tensor.shape)
+            tensors[name] = np.clip(tensor * factors, -largest, largest).astype(np.float32)
+        else:
+            tensors[name] = tensor
+    return serialize(tensors)
 
 
 def upper_triangle(matrix: CorrelationMatrix) -> bytes:

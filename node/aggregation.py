@@ -49,6 +49,16 @@ def aggregate_job(
     )
 
 
+def without_unsettled(theirs: bytes, ours: bytes, unsettled: bytes) -> bytes:
+    """A triangle of similarities with ours in place of those that rounding decides, an `UnsettledResult`'s entries.
+
+    Those are of clients whose models have no similarity that two processors agree on: not the aggregator's fault.
+    """
+    assert len(theirs) == len(ours) == 2 * len(unsettled), "triangles of the same clients"
+    entries = (slice(2 * index, 2 * index + 2) for index in range(len(unsettled)))
+    return b"".join((ours if is_noise else theirs)[entry] for entry, is_noise in zip(entries, unsettled, strict=True))
+
+
 def needs_bases(specification: TaskSpecification) -> bool:
     """Whether comparing or aggregating takes the models that clients trained from."""
     from bflnode.node.workers.worker_jobs import rule_of

@@ -56,12 +56,13 @@ from bflnode.node.workers.worker_protocol import (
     PublicProbe,
     RefusalReason,
     TrainJob,
+    UnsettledJob,
     UpdateMatrixJob,
 )
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.errors import MissingError, QuotaError, from_os_error
 
-from .aggregation import AggregationFiles, aggregate_job, has_prior, needs_bases, needs_probe
+from .aggregation import AggregationFiles, aggregate_job, has_prior, needs_bases, needs_probe, without_unsettled
 from .journal import Journal
 from .node_clock import now_ms
 
@@ -305,7 +306,8 @@ class DutyWork:
             samples = await self._own_samples(duty.slot, duty.specification)
             opening = ProbeOpening(samples, self._probe_salt(duty.slot))
         await self._fetch_all(duty.models, duty.specification)
-        triangle = await self._compare(duty.specification, duty.models, duty.probe_seed, opening)
+        job = await self._matrix_job(duty.specification, duty.models, duty.probe_seed, opening)
+        triangle = (await self._tools.trainer.run(job)).triangle
         labels = cluster(matrix_from_triangle(triangle, len(duty.models)), duty.specification.clusters)
         outputs = await self._combine(duty.slot, duty.specification, duty.models, labels)
         return AggregateBody(duty.slot, triangle, outputs, opening)
@@ -321,7 +323,7 @@ class DutyWork:
         try:
             if aggregation.opening is not None:
                 await self._fetch_samples(aggregation, duty.deadline_ms)
-            triangle = await self._compare(duty.specification, duty.models, duty.probe_seed, aggregation.opening)
+            flags = await self._misjudged(duty)
         except (trio.TooSlowError, Rejection):
             return Attest(duty.slot, aggregation.transaction, Fault.PROBE_UNAVAILABLE, none)
         except JobError as error:
@@ -329,9 +331,20 @@ class DutyWork:
                 raise
             _log.warning("the aggregator's probe can't be used: %s", error.explanation)
             return Attest(duty.slot, aggregation.transaction, Fault.PROBE_UNAVAILABLE, none)
-        flags = differing(triangle, aggregation.triangle, len(duty.models), duty.specification.tolerance)
         fault = Fault.MATRIX_MISMATCH if flags else Fault.NONE
         return Attest(duty.slot, aggregation.transaction, fault, bitmap(flags, len(duty.models)))
+
+    async def _misjudged(self, duty: AttestTo) -> set[int]:
+        """Positions of clients with a similarity that is out of tolerance, and that rounding doesn't decide."""
+        specification, theirs = duty.specification, duty.aggregation.triangle
+        job = await self._matrix_job(specification, duty.models, duty.probe_seed, duty.aggregation.opening)
+        ours = (await self._tools.trainer.run(job)).triangle
+        flags = differing(ours, theirs, len(duty.models), specification.tolerance)
+        if flags and isinstance(job, MatrixJob):
+            unsettled = await self._tools.trainer.run(UnsettledJob(job, specification.tolerance))
+            theirs = without_unsettled(theirs, ours, unsettled.entries)
+            flags = differing(ours, theirs, len(duty.models), specification.tolerance)
+        return flags
 
     async def _fetch_samples(self, aggregation: Aggregation, deadline_ms: int) -> None:
         assert aggregation.opening is not None, "only an opened probe has samples"
@@ -347,26 +360,24 @@ class DutyWork:
             for offered in models:
                 nursery.start_soon(self._fetch_model, offered, specification)
 
-    async def _compare(
+    async def _matrix_job(
         self,
         specification: TaskSpecification,
         models: tuple[OfferedModel, ...],
         seed: Hash,
         opening: ProbeOpening | None,
-    ) -> bytes:
-        """The similarity matrix of the models, as a triangle: on the task's probe, or of what was learned."""
+    ) -> MatrixJob | UpdateMatrixJob:
+        """What computes the similarity matrix of the models: on the task's probe, or of what was learned."""
         paths = tuple([str(await self._path(offered.model)) for offered in models])
         if not needs_probe(specification):
-            updates = UpdateMatrixJob(specification.architecture, paths, await self._bases(specification, models))
-            return (await self._tools.trainer.run(updates)).triangle
+            return UpdateMatrixJob(specification.architecture, paths, await self._bases(specification, models))
         probe: PublicProbe | ProbeSamples
         if opening is None:
             await self._tools.exchange.fetch(specification.probe_set, max_bytes=MAX_SAMPLES_BYTES)
             probe = PublicProbe(str(await self._path(specification.probe_set)), seed, specification.psi)
         else:
             probe = ProbeSamples(str(await self._path(opening.samples)))
-        result = await self._tools.trainer.run(MatrixJob(specification.architecture, paths, probe))
-        return result.triangle
+        return MatrixJob(specification.architecture, paths, probe)
 
     async def _combine(
         self, slot: Slot, specification: TaskSpecification, models: tuple[OfferedModel, ...], labels: tuple[int, ...]

@@ -41,6 +41,8 @@ from .worker_protocol import (
     RunJob,
     TrainJob,
     TrainResult,
+    UnsettledJob,
+    UnsettledResult,
     UpdateMatrixJob,
     WarmUpJob,
     WarmUpResult,
@@ -168,6 +170,8 @@ class Trainer:
     async def run(self, job: MatrixJob, on_progress: OnProgress | None = None) -> MatrixResult: ...
     @overload
     async def run(self, job: UpdateMatrixJob, on_progress: OnProgress | None = None) -> MatrixResult: ...
+    @overload
+    async def run(self, job: UnsettledJob, on_progress: OnProgress | None = None) -> UnsettledResult: ...
     @overload
     async def run(self, job: OwnProbeJob, on_progress: OnProgress | None = None) -> OwnProbeResult: ...
     @overload

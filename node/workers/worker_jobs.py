@@ -6,6 +6,7 @@ input is a ValueError or OSError whose message names the file. The process aroun
 
 import mmap
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from bflnode.fl.architectures import Architecture, architecture
 from bflnode.fl.carry import carried
 from bflnode.fl.robust import RobustRule
 from bflnode.fl.rules import PRIOR_ROWS, Contribution, Rule, outputs
-from bflnode.fl.samples import LabelledData, load_shard, read_npz
+from bflnode.fl.samples import Inputs, LabelledData, load_shard, read_npz
 from bflnode.fl.weights import InvalidWeights, Tensor, parse, serialize
 
 from .worker_protocol import (
@@ -43,6 +44,8 @@ from .worker_protocol import (
     RuleSettings,
     TrainJob,
     TrainResult,
+    UnsettledJob,
+    UnsettledResult,
     UpdateMatrixJob,
     WarmUpJob,
     WarmUpResult,
@@ -83,6 +86,8 @@ def run_job(job: Job, report: Report, threads: int) -> Result:
             return _matrix(job)
         case UpdateMatrixJob():
             return _update_matrix(job)
+        case UnsettledJob():
+            return _unsettled(job)
         case OwnProbeJob():
             return _own_probe(job)
         case EvaluateJob():
@@ -198,23 +203,40 @@ def _holds(bitmap: bytes, chosen: Architecture) -> list[bool]:
 
 
 def _matrix(job: MatrixJob) -> MatrixResult:
-    from bflnode.fl.prototypes import choose_probe, correlation_matrix, prototypes, upper_triangle
+    from bflnode.fl.prototypes import correlation_matrix, prototypes, upper_triangle
 
     chosen = architecture(job.architecture_id)
-    match job.probe:
+    inputs = _probe_inputs(job.probe, chosen)
+    with _models(job.model_paths, chosen) as models:
+        values = prototypes(chosen, models, inputs)
+    return MatrixResult(upper_triangle(correlation_matrix(values)))
+
+
+def _unsettled(job: UnsettledJob) -> UnsettledResult:
+    from bflnode.fl.prototypes import unsettled_pairs
+
+    chosen = architecture(job.matrix.architecture_id)
+    inputs = _probe_inputs(job.matrix.probe, chosen)
+    with _models(job.matrix.model_paths, chosen) as models:
+        pairs = unsettled_pairs(chosen, models, inputs, job.tolerance, secrets.randbits(128))
+    return UnsettledResult(pairs.tobytes())
+
+
+def _probe_inputs(probe: PublicProbe | ProbeSamples, chosen: Architecture) -> Inputs:
+    """The samples that models are compared on."""
+    from bflnode.fl.prototypes import choose_probe
+
+    match probe:
         case ProbeSamples(samples_path):
             samples = _samples(Path(samples_path), chosen)
             if len(set(samples.labels.tolist())) != 1:
                 raise ValueError(f"{samples_path}: the samples of a probe must all be of one category")
-            inputs = samples.inputs
+            return samples.inputs
         case PublicProbe(probe_set_path, seed, psi):
             probe_set = _samples(Path(probe_set_path), chosen)
-            inputs = probe_set.take(choose_probe(seed, probe_set.labels, psi).indices).inputs
+            return probe_set.take(choose_probe(seed, probe_set.labels, psi).indices).inputs
         case unknown:
             assert_never(unknown)
-    with _models(job.model_paths, chosen) as models:
-        values = prototypes(chosen, models, inputs)
-    return MatrixResult(upper_triangle(correlation_matrix(values)))
 
 
 def _update_matrix(job: UpdateMatrixJob) -> MatrixResult:

@@ -158,6 +158,21 @@ class MatrixResult:
 
 
 @dataclass(frozen=True, slots=True)
+class UnsettledJob:
+    """Find the pairs whose similarity rounding decides; tolerance is in units of 10^-4."""
+
+    matrix: MatrixJob
+    tolerance: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnsettledResult:
+    """For each entry of the matrix' triangle, in its order, a byte: 1 where rounding decides, else 0."""
+
+    entries: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class OwnProbeJob:
     """Draw the aggregator's own probe from its shard."""
 
@@ -254,6 +269,7 @@ Job = (
     | AggregateJob
     | MatrixJob
     | UpdateMatrixJob
+    | UnsettledJob
     | OwnProbeJob
     | EvaluateJob
     | PredictJob
@@ -264,6 +280,7 @@ Result = (
     TrainResult
     | AggregateResult
     | MatrixResult
+    | UnsettledResult
     | OwnProbeResult
     | EvaluateResult
     | PredictResult
@@ -330,7 +347,7 @@ WorkerMessage = Hello | RunJob | Progress | JobDone | JobRefused
 
 WORKER_MESSAGES: ProcessMessages[WorkerMessage] = ProcessMessages(
     *(CarriedStep, TrainJob, RuleSettings, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, UpdateMatrixJob),
-    *(OwnProbeJob, EvaluateJob, PredictJob),
+    *(UnsettledJob, UnsettledResult, OwnProbeJob, EvaluateJob, PredictJob),
     *(InitialModelJob, TrainResult, AggregateResult, MatrixResult, OwnProbeResult, EvaluateResult, PredictResult),
     *(InitialModelResult, WarmUpJob, WarmUpResult, Hello, RunJob, Progress, JobDone, JobRefused),
 )

@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
+from benchmarks import cancelling_weights
 from bflnode.fl.architectures import architecture
+from bflnode.fl.datasets import load_digits
 from bflnode.fl.prototypes import (
     MIN_CATEGORY_SAMPLES,
     SampleLimits,
@@ -17,9 +19,11 @@ from bflnode.fl.prototypes import (
     parse_samples,
     prototypes,
     serialize_samples,
+    unsettled_pairs,
     upper_triangle,
 )
 from bflnode.fl.samples import LabelledData, Shard, numbered_classes
+from bflnode.fl.training import TrainingConfig, train
 from bflnode.fl.weights import InvalidWeights, WeightsFault, parse, serialize
 
 LIMITS = SampleLimits(input_shape=(1, 2, 2), classes=3, max_samples=5)
@@ -271,3 +275,34 @@ def test_sample_file_cut_off_or_with_a_nan_is_refused() -> None:
 def test_no_bytes_make_the_sample_reader_raise_anything_else(data: bytes) -> None:
     with pytest.raises(InvalidWeights):
         parse_samples(data, LIMITS)
+
+
+def test_what_rounding_decides_is_the_similarity_with_weights_that_cancel_and_no_other() -> None:
+    chosen = cancelling_weights.ARCHITECTURE
+    models = [*(chosen.initial_weights(seed) for seed in range(3)), cancelling_weights.hostile_model()]
+    inputs = np.random.default_rng(5).random((16, *chosen.input_shape)).astype(np.float32)
+    pairs = unsettled_pairs(chosen, models, inputs, 10, seed=1)
+    assert pairs.tolist() == [False, False, True, False, True, True]
+
+
+@pytest.mark.parametrize(("architecture_id", "epochs"), [("mlp/1x8x8/10", 20), ("cnn/1x8x8/10", 5)])
+def test_rounding_decides_about_no_trained_models(architecture_id: str, epochs: int) -> None:
+    chosen, digits = architecture(architecture_id), load_digits()
+    models = []
+    for client in range(3):
+        own = digits.train.take(np.flatnonzero(digits.train.labels % 3 == client)[:200])
+        config = TrainingConfig(epochs=epochs, seed=client)
+        models.append(train(chosen, chosen.initial_weights(0), Shard(own, digits.test), config).model)
+    inputs = digits.test.take(choose_probe(b"seed", digits.test.labels, 16).indices).inputs
+    assert not unsettled_pairs(chosen, models, inputs, 1, seed=1).any()
+
+
+def test_a_model_of_the_largest_numbers_can_be_looked_at() -> None:
+    chosen = architecture("mlp/1x2x2/3")
+    largest = {
+        name: np.full_like(tensor, np.finfo(np.float32).max)
+        for name, tensor in parse(chosen.initial_weights(0), chosen.table).items()
+    }
+    models = [chosen.initial_weights(1), serialize(largest), chosen.initial_weights(2)]
+    pairs = unsettled_pairs(chosen, models, samples()[0], 10, seed=1)
+    assert pairs.tolist() == [False, False, False]

@@ -27,6 +27,7 @@ from bflnode.consensus.transaction import Fault, ProbeOpening, Slot, bitmap
 from bflnode.consensus.types import AccountId, BlobId, Hash
 from bflnode.fl.aggregation import aggregate
 from bflnode.fl.architectures import architecture
+from bflnode.fl.weights import parse, serialize
 from bflnode.node import duty_work as limits
 from bflnode.node.duty_work import CannotFulfilError, DutyWork, differing
 from bflnode.node.node import Node
@@ -104,6 +105,22 @@ async def test_an_honest_aggregation_is_attested_and_any_wrong_part_is_named(tmp
             triangle = right.triangle[:2] + moved.to_bytes(2, "big", signed=True) + right.triangle[4:]
             verdict = await at.work.attest(at.attest_duty(replace(right, triangle=triangle)))
             assert (verdict.fault, verdict.flags) == (fault, flags)
+
+
+async def test_similarities_that_rounding_decides_are_not_held_against_an_aggregator(tmp_path: Path) -> None:
+    """The third model's prototype is a huge constant, in whose rounding its differences drown."""
+    async with bench(tmp_path) as at:
+        tensors = {name: tensor.copy() for name, tensor in parse(at.weights[2], at.architecture.table).items()}
+        tensors["representation.hidden.bias"][:] = 1e4
+        drowned = at.offer(2, at.node.blobs.put(serialize(tensors)))
+        at.models = (*at.models[:2], drowned)
+        right = await honest(at)
+        pairs = ((0, 1, Fault.MATRIX_MISMATCH, b"\x03"), (0, 2, Fault.NONE, b"\x00"), (1, 2, Fault.NONE, b"\x00"))
+        for first, second, fault, flags in pairs:
+            matrix = limits.matrix_from_triangle(right.triangle, 3)
+            matrix[[first, second], [second, first]] -= 11
+            verdict = await at.work.attest(at.attest_duty(replace(right, triangle=triangle_from_matrix(matrix))))
+            assert (verdict.fault, verdict.flags) == (fault, flags), (first, second)
 
 
 async def test_a_probe_that_nobody_serves_or_that_is_none_is_named(

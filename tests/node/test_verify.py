@@ -432,6 +432,15 @@ def test_similarity_beyond_the_tolerance_is_found_at_level_3(
     assert int(fault.got) == int(fault.expected.split()[0]) - difference
 
 
+def test_similarity_that_rounding_decides_is_no_fault(chain: Callable[..., LearningChain]) -> None:
+    made = chain()
+    made.drowned, made.wrong_matrix = True, 100
+    made.run_round()
+    verification = verify_chain(made.store, made.blobs, reexecute=True)
+    assert verification.fault is None
+    assert verification.reexecution[0].reexecuted == 1
+
+
 def test_published_probe_of_two_categories_is_found(chain: Callable[..., LearningChain]) -> None:
     liar = chain(probe_mode=ProbeMode.AGGREGATOR, probe_labels=(0, 0, 1, 1))
     liar.run_round()

@@ -102,20 +102,29 @@ def outputs(
 def _prior_rows(rule: Rule, everybody: Sequence[Contribution]) -> dict[str, Tensor]:
     """The rows of the decision layer each combined over the holders of its class, all else over everybody.
 
-    A row without holders stays as it was received. Norm clipping and Krum judge a client by its whole model where
-    everybody is combined, and by the row alone in a row.
+    A row without holders becomes the mean of those that have some, so that its class never has the largest logit: left
+    as it was, it would soon, since the other rows learn to say no. With fewer than two of them it stays as received.
+    Norm clipping and Krum judge a client by its whole model where everybody is combined, and by the row alone in a row.
     """
     combined = _combined(rule, everybody)
     received = _received(everybody)
-    for name in [name for name in combined if name.startswith(DECISION)]:
-        combined[name] = received[name].copy()
     layer = [name for name in combined if name.startswith(DECISION)]
-    for category in range(len(everybody[0].holds)):
+    for name in layer:
+        combined[name] = received[name].copy()
+    classes = range(len(everybody[0].holds))
+    held = [category for category in classes if any(entry.holds[category] for entry in everybody)]
+    for category in held:
         holders = [_row(entry, layer, category) for entry in everybody if entry.holds[category]]
-        if holders:
-            for name, row in _combined(rule, holders).items():
-                combined[name][category] = row
-    return _stepped(rule, everybody, combined)
+        for name, row in _combined(rule, holders).items():
+            combined[name][category] = row
+    result = _stepped(rule, everybody, combined)
+    if 2 <= len(held) < len(classes):
+        middle = mean(
+            [{name: np.asarray(result[name][category]) for name in layer} for category in held], [1] * len(held)
+        )
+        for name, row in middle.items():
+            result[name][[category for category in classes if category not in held]] = row
+    return result
 
 
 def _row(entry: Contribution, layer: Sequence[str], category: int) -> Contribution:

@@ -58,7 +58,7 @@ class PriorRows(Method):
 
     A client starts from `received + carry (sent - received)`, the difference being that of its last round. The
     aggregator returns `received + eta (mean of sent - received)`, but row c of the decision layer is the mean over
-    those whose client has samples of class c; a row without holders stays as it was.
+    those whose client has samples of class c; a row without holders becomes the mean of the others.
 
     Attributes:
         server_step: eta.

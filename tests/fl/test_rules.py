@@ -123,8 +123,13 @@ def test_rows_belong_to_their_holders_as_a_naive_recomputation_says(
     output = found[0]
     assert all(other is output for other in found.values()), "one model for all"
     assert numbers(output, "representation.w") == [naive(rule, everybody, "representation.w", at) for at in (0, 1)]
+    held = [category for category in range(CLASSES) if any(entry.holds[category] for entry in everybody)]
     for name in ("decision.weight", "decision.bias"):
         for category in range(CLASSES):
+            if category not in held and len(held) > 1:
+                others = [numbers(output, name)[other] for other in held]
+                assert numbers(output, name)[category] == naive_mean(others, [1] * len(held))
+                continue
             holders = [entry for entry in everybody if entry.holds[category]]
             received = [numbers(dict(entry.received), name)[category] for entry in everybody]
             weights = [entry.weight for entry in everybody]
@@ -169,13 +174,19 @@ def contribution(value: float, received: float = 0.0, holds: Sequence[bool] = (T
     )
 
 
-def test_a_row_without_holders_stays_as_it_was_received() -> None:
+def test_a_row_without_holders_is_the_mean_of_the_others() -> None:
     clients = [contribution(3, 1, (True, False, True)), contribution(5, 1, (False, False, True))]
 
     (output,) = made(Rule(name=PRIOR_ROWS, server_step=2.0), clients, (0, 0)).values()
 
-    assert numbers(output, "decision.weight") == [5.0, 1.0, 7.0]
+    assert numbers(output, "decision.weight") == [5.0, 6.0, 7.0]
     assert numbers(output, "representation.w") == [7.0, 7.0]
+
+
+def test_rows_without_holders_stay_as_received_where_only_one_class_is_held() -> None:
+    (output,) = made(Rule(name=PRIOR_ROWS), [contribution(3, 1, (False, True, False))], (0,)).values()
+
+    assert numbers(output, "decision.weight") == [1.0, 3.0, 1.0]
 
 
 @pytest.mark.parametrize("combination", ["krum", "multi-krum"])

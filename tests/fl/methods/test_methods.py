@@ -343,7 +343,7 @@ def test_a_row_of_the_decision_layer_is_the_mean_over_the_holders_of_its_class()
 
     given = method.aggregate(gathered(sent(0, one, histogram=(5, 5, 0)), sent(1, two, histogram=(0, 5, 0)))).newcomers
 
-    first, second = initial()["decision.bias"][:2] + [1.0, 2.0]
+    first, second = initial()["decision.bias"][0] + 1.0, initial()["decision.bias"][1] + 2.0
     assert np.allclose(given["decision.bias"], [first, second, (first + second) / 2], atol=1e-6)
     assert np.allclose(given["representation.hidden.bias"], shifted(initial(), 2.0)["representation.hidden.bias"])
 

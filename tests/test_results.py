@@ -1,0 +1,52 @@
+"""docs/results.md is what its committed tables say."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+HEADER = "method,alpha,seed,round,received,post,global,loss\n"
+
+
+@pytest.fixture(scope="module")
+def results() -> ModuleType:
+    specification = importlib.util.spec_from_file_location("results", ROOT / "benchmarks" / "results.py")
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_what_its_tables_say(results: ModuleType) -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+
+    assert results.written(page) == page
+
+
+def test_published_experiments_are_there_to_run_again() -> None:
+    published = {path.stem for path in (ROOT / "docs" / "results").glob("*.json")}
+
+    assert published
+    assert published <= {path.stem for path in (ROOT / "examples" / "experiments" / "results").glob("*.toml")}
+
+
+def test_differences_are_paired_by_alpha_and_seed(
+    results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        *("ours,0.1,1,1,0,0.2,,1", "ours,0.1,1,2,0,0.5,,1", "ours,0.1,2,2,0,0.9,,1", "ours,0.1,3,2,0,0.1,,1"),
+        *("theirs,0.1,2,2,0,0.8,,1", "theirs,0.1,1,2,0,0.7,,1"),
+    ]
+    (tmp_path / "made.csv").write_text(HEADER + "\n".join(rows) + "\n")
+    read_runs = results.read_runs
+    monkeypatch.setattr(results, "read_runs", lambda names: read_runs(names, tmp_path))
+
+    assert results.differences("post", "ours", "made").splitlines()[-1] == "| theirs | -5.0 ± 21.2, 1 of 2 |"
+    assert results.accuracies("post", "made").splitlines()[2:] == [
+        "| ours | 0.500 ± 0.400 | 3 |",
+        "| theirs | **0.750 ± 0.071** | 2 |",
+    ]

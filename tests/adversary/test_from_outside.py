@@ -30,6 +30,7 @@ from bflnode.node.p2p.bans import FOR_EVER_MS, MAX_BANS, Bans
 from bflnode.node.p2p.inbound import VIOLATION_COST
 from bflnode.node.p2p.libp2p_repairs import MAX_STREAMS_PER_PROTOCOL
 from bflnode.node.p2p.messages import (
+    BLOCKS,
     CHUNKS,
     STATUS,
     VOTES,
@@ -328,6 +329,7 @@ async def test_a_node_that_catches_up_cannot_be_made_to_pass_on_what_others_ban_
     network = small_network(tmp_path, validators=1)
     async with opened(network.homes[:1], **ALONE) as [node], stranger_of(node) as stranger:
         final, topic = final_block(node), transactions_topic(node.chain.genesis.chain_id)
+        stranger.silent_on.add(BLOCKS)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.synchroniser.run)
             stranger.push(STATUS, Status(1000, 0, Step.PROPOSE, ()).to_bytes())

@@ -3,6 +3,8 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import trio
+
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.types import ChainId
 from bflnode.node.node import Node
@@ -30,6 +32,7 @@ class Stranger:
         self.height = 0
         self.addresses: tuple[str, ...] = ()
         self.answers: dict[str, bytes] = {}
+        self.silent_on: set[str] = set()
         self.asked: list[str] = []
         self.network: Network
         self.node: PeerId
@@ -66,6 +69,8 @@ class Stranger:
 
     async def on_request(self, protocol: str, sender: PeerId, data: bytes) -> bytes:
         self.asked.append(protocol)
+        if protocol in self.silent_on:
+            await trio.sleep_forever()
         if protocol == HELLO:
             return self.hello()
         return self.answers.get(protocol, FinalBlocks(()).to_bytes())

@@ -11,6 +11,7 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
+from .aggregation import rounded
 from .architectures import Architecture
 from .samples import Inputs, LabelledData, Labels, Shard, as_float, numbered_classes
 from .weights import (
@@ -228,12 +229,11 @@ def unsettled_pairs(
 
 def _perturbed(architecture: Architecture, model: bytes | memoryview, generator: np.random.Generator) -> bytes:
     """A model whose floats are each moved by about `PERTURBATION` of them."""
-    largest = np.finfo(np.float32).max
     tensors: dict[str, Tensor] = {}
     for name, tensor in parse(model, architecture.table).items():
         if tensor.dtype == np.float32:
             factors = 1.0 + PERTURBATION * generator.standard_normal(tensor.shape)
-            tensors[name] = np.clip(tensor * factors, -largest, largest).astype(np.float32)
+            tensors[name] = rounded(tensor * factors)
         else:
             tensors[name] = tensor
     return serialize(tensors)

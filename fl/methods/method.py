@@ -142,13 +142,11 @@ class Gathered:
 
     def combined(self, labels: Sequence[int]) -> dict[int, dict[str, Tensor]]:
         """One model of what the members of each cluster sent, by label, in order of label."""
-        members = {
-            label: [sent for sent, own in zip(self.sent, labels, strict=True) if own == label] for label in labels
-        }
-        return {
-            label: self.combine([sent.tensors for sent in members[label]], [sent.received for sent in members[label]])
-            for label in sorted(members)
-        }
+        return self.outputs(Rule(combination=self.combine), labels)
+
+    def clustered(self, matrix: CorrelationMatrix, clusters: int) -> tuple[int, ...]:
+        """The cluster of each client as the chain finds them; fewer where there are fewer clients."""
+        return tuple(self.cluster(matrix, min(clusters, len(self.sent))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from bflnode.fl.prototypes import CorrelationMatrix, correlation_matrix, prototypes
-from bflnode.fl.rules import Rule
 from bflnode.fl.weights import serialize
 
 from .method import Gathered, Given, Method, MethodError, by_cluster
@@ -35,15 +34,11 @@ class _Clustered(Method, ABC):
     def aggregate(self, gathered: Gathered) -> Given:
         """FedAvg within each cluster; a client receives the model of its own."""
         labels = self._labels(gathered)
-        return by_cluster(labels, gathered.outputs(Rule(combination=gathered.combine), labels))
+        return by_cluster(labels, gathered.combined(labels))
 
     @abstractmethod
     def _labels(self, gathered: Gathered) -> tuple[int, ...]:
         """The cluster of each client, numbered by first appearance."""
-
-    def _clustered(self, gathered: Gathered, matrix: CorrelationMatrix) -> tuple[int, ...]:
-        """Clusters as the chain finds them."""
-        return tuple(gathered.cluster(matrix, min(self.clusters, len(gathered.sent))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +52,7 @@ class Paa(_Clustered):
     source = "BFLN 2024, section 3.3, eq. 1 to 3"
 
     def _labels(self, gathered: Gathered) -> tuple[int, ...]:
-        return self._clustered(gathered, similarities(gathered)) if gathered.labels is None else gathered.labels
+        return gathered.clustered(similarities(gathered), self.clusters) if gathered.labels is None else gathered.labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +64,7 @@ class LabelClusters(_Clustered):
 
     def _labels(self, gathered: Gathered) -> tuple[int, ...]:
         shares = np.array([sent.histogram for sent in gathered.sent], dtype=np.float64)
-        return self._clustered(gathered, correlation_matrix(shares / shares.sum(axis=1, keepdims=True)))
+        return gathered.clustered(correlation_matrix(shares / shares.sum(axis=1, keepdims=True)), self.clusters)
 
 
 @dataclass(frozen=True, kw_only=True)

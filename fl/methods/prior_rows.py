@@ -126,8 +126,7 @@ class PriorRows(Method):
     def _labels(self, gathered: Gathered) -> tuple[int, ...]:
         if gathered.labels is not None:
             return gathered.labels
-        matrix = correlations(gathered, self.similarity)
-        return tuple(gathered.cluster(matrix, min(self.clusters, len(gathered.sent))))
+        return gathered.clustered(correlations(gathered, self.similarity), self.clusters)
 
     def personal_model(self, local: Local) -> nn.Module:
         """What was received and what is carried, with the own prior if its classes are expected."""

@@ -144,10 +144,12 @@ def rule_of(settings: RuleSettings) -> Rule:
     return Rule(
         name=settings.name,
         combination=RobustRule(
-            name=settings.combination, hostile=settings.hostile_permille / 1000, clip=settings.clip_permille / 1000
+            name=settings.combination,
+            hostile=settings.hostile_permille / PERMILLE,
+            clip=settings.clip_permille / PERMILLE,
         ),
-        server_step=settings.step_permille / 1000,
-        shared=settings.shared_permille / 1000,
+        server_step=settings.step_permille / PERMILLE,
+        shared=settings.shared_permille / PERMILLE,
     )
 
 

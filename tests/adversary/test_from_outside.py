@@ -235,13 +235,7 @@ async def test_connections_to_the_rpc_without_end_leave_descriptors_for_the_node
         assert b" 408 " in await held[0].receive_some()
         for stream in held:
             await stream.aclose()
-        async with httpx.AsyncClient(trust_env=False) as http:
-            while True:
-                try:
-                    answer = await http.get(f"http://127.0.0.1:{served}/livez")
-                    break
-                except httpx.TransportError:
-                    await trio.sleep(0.05)
+        answer = await answered(served)
     assert answer.status_code == 200
 
 
@@ -270,6 +264,16 @@ async def test_bytes_after_a_refused_websocket_do_not_end_the_node(
     assert not [record for record in caplog.records if record.name.startswith("bflnode.node.rpc.server")]
 
 
+async def answered(served: int) -> httpx.Response:
+    """The answer to who asks again until there is a place."""
+    async with httpx.AsyncClient(trust_env=False) as http:
+        while True:
+            try:
+                return await http.get(f"http://127.0.0.1:{served}/livez")
+            except httpx.TransportError:
+                await trio.sleep(0.05)
+
+
 MALFORMED_REQUESTS = (
     b"\x00\xff\x00\xff\r\n\r\n",
     b"GET / HTTP/1.1\r\nnot a header\r\n\r\n",
@@ -288,13 +292,7 @@ async def test_connections_that_malformed_input_ends_give_back_their_places_at_o
             stream = await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", served))
             await stream.send_all(MALFORMED_REQUESTS[number % len(MALFORMED_REQUESTS)])
         with trio.fail_after(10):
-            async with httpx.AsyncClient(trust_env=False) as http:
-                while True:
-                    try:
-                        answer = await http.get(f"http://127.0.0.1:{served}/livez")
-                        break
-                    except httpx.TransportError:
-                        await trio.sleep(0.05)
+            answer = await answered(served)
     assert answer.status_code == 200
 
 

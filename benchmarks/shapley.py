@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from bflnode.fl.aggregation import aggregate
+from bflnode.fl.aggregation import mean
 from bflnode.fl.architectures import architecture
 from bflnode.fl.datasets import load
 from bflnode.fl.partition import Spread, dirichlet, hold_out, shards_of, subset
 from bflnode.fl.samples import Shard
 from bflnode.fl.shapley import Game, Sampling, exact, model_game, sampled
 from bflnode.fl.training import TrainingConfig, train
+from bflnode.fl.weights import parse, serialize
 
 PLAYERS = 10
 ROUNDS = 3
@@ -87,7 +88,8 @@ def _game(data: str, seed: int) -> Game:
     base = chosen.initial_weights(seed)
     models: list[bytes] = []
     for _ in range(ROUNDS):
-        base = aggregate(models, [1] * PLAYERS, chosen.table) if models else base
+        if models:
+            base = serialize(mean([parse(model, chosen.table) for model in models], [1] * PLAYERS))
         models = [train(chosen, base, shard, TRAINING[data]).model for shard in shards]
     return model_game(chosen, base, models, held.validation)
 

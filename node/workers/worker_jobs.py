@@ -14,7 +14,6 @@ from typing import Any, Literal, assert_never, cast
 
 from bflnode.consensus.task import PERMILLE, held_classes
 from bflnode.fl import runtime
-from bflnode.fl.aggregation import MAX_MODELS, MAX_WEIGHT
 from bflnode.fl.architectures import Architecture, architecture
 from bflnode.fl.carry import carried
 from bflnode.fl.robust import RobustRule
@@ -179,15 +178,13 @@ def _aggregate(job: AggregateJob, report: Report) -> AggregateResult:
 
 def _check_aggregate(job: AggregateJob, chosen: Architecture, rule: Rule) -> None:
     count = len(job.input_paths)
-    if not 1 <= count == len(job.weights) == len(job.labels) <= MAX_MODELS:
+    if not 1 <= count == len(job.weights) == len(job.labels):
         raise ValueError(
             f"{count} models with {len(job.weights)} weights and {len(job.labels)} labels: there must be one each, "
-            f"for 1 to {MAX_MODELS} models"
+            "for at least one model"
         )
     if set(job.labels) != set(range(len(job.output_paths))):
         raise ValueError(f"labels {job.labels} with {len(job.output_paths)} outputs: there must be one output a label")
-    if not all(1 <= weight <= MAX_WEIGHT for weight in job.weights):
-        raise ValueError(f"weights go from {min(job.weights)} to {max(job.weights)}: each must be 1 to {MAX_WEIGHT}")
     if rule.needs_received and len(job.base_paths) != count:
         raise ValueError(f"{count} models with {len(job.base_paths)} bases: this rule needs one each")
     sizes = {len(bitmap) for bitmap in job.classes}
@@ -245,10 +242,10 @@ def _update_matrix(job: UpdateMatrixJob) -> MatrixResult:
     from bflnode.fl.prototypes import upper_triangle
     from bflnode.fl.updates import update_correlations
 
-    if not 1 <= len(job.model_paths) == len(job.base_paths) <= MAX_MODELS:
+    if not 1 <= len(job.model_paths) == len(job.base_paths):
         raise ValueError(
             f"{len(job.model_paths)} models with {len(job.base_paths)} bases: there must be one each, "
-            f"for 1 to {MAX_MODELS} models"
+            "for at least one model"
         )
     with _sent_and_received(job.model_paths, job.base_paths, architecture(job.architecture_id)) as (sent, received):
         return MatrixResult(upper_triangle(update_correlations(sent, received)))

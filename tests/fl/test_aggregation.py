@@ -9,18 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bflnode.fl.aggregation as aggregation
-from bflnode.fl.aggregation import MAX_WEIGHT, aggregate
+from bflnode.fl.aggregation import MAX_TOTAL_WEIGHT, mean
 from bflnode.fl.architectures import architecture
-from bflnode.fl.weights import InvalidWeights, Tensor, parse, serialize, table_of
+from bflnode.fl.weights import Tensor, parse, serialize
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 def mean_of(columns: list[list[float]], weights: list[int]) -> np.ndarray:
-    """Aggregate models that have one float tensor each."""
-    models = [{"x": np.array(column, dtype=np.float32)} for column in columns]
-    table = table_of(models[0])
-    return parse(aggregate([serialize(model) for model in models], weights, table), table)["x"]
+    """The mean of models that have one float tensor each."""
+    return mean([{"x": np.array(column, dtype=np.float32)} for column in columns], weights)["x"]
+
+
+def initial(architecture_id: str, seed: int) -> dict[str, Tensor]:
+    described = architecture(architecture_id)
+    return parse(described.initial_weights(seed), described.table)
 
 
 def test_mean_of_a_hand_worked_case() -> None:
@@ -49,11 +52,10 @@ def test_mean_of_exact_values_is_the_nearest_float_to_the_true_mean(pairs: list[
 
 @given(st.lists(finite, min_size=1, max_size=5), st.lists(st.integers(1, 2**10), min_size=1, max_size=6))
 def test_mean_of_identical_models_is_the_model(values: list[float], weights: list[int]) -> None:
-    model = serialize({"x": np.array(values, np.float32), "n": np.array(7)})
-    table = table_of({"x": np.array(values, np.float32), "n": np.array(7)})
-    mean = parse(aggregate([model] * len(weights), weights, table), table)
-    np.testing.assert_array_equal(mean["x"], np.array(values, np.float32))
-    assert mean["n"] == 7
+    model: dict[str, Tensor] = {"x": np.array(values, np.float32), "n": np.array(7)}
+    found = mean([model] * len(weights), weights)
+    np.testing.assert_array_equal(found["x"], model["x"])
+    assert found["n"] == 7
 
 
 def test_mean_of_the_largest_floats_stays_finite() -> None:
@@ -66,22 +68,19 @@ def test_mean_of_the_largest_floats_stays_finite() -> None:
 def test_chunk_size_does_not_change_a_bit(chunk: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     models = [{"x": generator.standard_normal(333).astype(np.float32)} for _ in range(5)]
-    table, files = table_of(models[0]), [serialize(model) for model in models]
     weights = generator.integers(1, 1000, 5).tolist()
-    whole = aggregate(files, weights, table)
+    whole = serialize(mean(models, weights))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aggregation, "CHUNK_ELEMENTS", chunk)
-        assert aggregate(files, weights, table) == whole
+        assert serialize(mean(models, weights)) == whole
 
 
 def test_permuted_models_have_the_same_mean_up_to_the_last_bits() -> None:
     generator = np.random.default_rng(0)
-    described = architecture("mlp/1x8x8/10")
-    models = [described.initial_weights(seed) for seed in range(6)]
-    mean = parse(aggregate(models, [1] * 6, described.table), described.table)
+    models = [initial("mlp/1x8x8/10", seed) for seed in range(6)]
     order = generator.permutation(6)
-    permuted = parse(aggregate([models[index] for index in order], [1] * 6, described.table), described.table)
-    for name, tensor in mean.items():
+    permuted = mean([models[index] for index in order], [1] * 6)
+    for name, tensor in mean(models, [1] * 6).items():
         np.testing.assert_allclose(permuted[name], tensor, rtol=1e-6, atol=1e-12)
 
 
@@ -97,51 +96,39 @@ def test_counters_get_the_floor_of_the_exact_mean() -> None:
         {"n": np.array([2**63 - 1, -1, 5])},
         {"n": np.array([2**63 - 1, -2, 6])},
     ]
-    table = table_of(models[0])
-    mean = parse(aggregate([serialize(model) for model in models], [1, 1], table), table)["n"]
-    assert mean.tolist() == [2**63 - 1, -2, 5]
-    weighted = parse(aggregate([serialize(model) for model in models], [2**40, 1], table), table)["n"]
-    assert weighted.tolist() == [2**63 - 1, -2, 5]
+    for weights in ([1, 1], [2**40, 1]):
+        assert mean(models, weights)["n"].tolist() == [2**63 - 1, -2, 5]
 
 
 def test_batchnorm_buffers_are_averaged_too() -> None:
-    described = architecture("resnet18/1x8x8/2")
     models = []
     for value in (1.0, 4.0):
-        tensors = {
-            name: np.array(tensor) for name, tensor in parse(described.initial_weights(0), described.table).items()
-        }
+        tensors = {name: tensor.copy() for name, tensor in initial("resnet18/1x8x8/2", 0).items()}
         tensors["representation.bn1.running_mean"][:] = value
         tensors["representation.bn1.num_batches_tracked"][...] = int(value)
-        models.append(serialize(tensors))
-    mean = parse(aggregate(models, [1, 1], described.table), described.table)
-    assert set(mean["representation.bn1.running_mean"].tolist()) == {2.5}
-    assert mean["representation.bn1.num_batches_tracked"] == 2
+        models.append(tensors)
+    found = mean(models, [1, 1])
+    assert set(found["representation.bn1.running_mean"].tolist()) == {2.5}
+    assert found["representation.bn1.num_batches_tracked"] == 2
 
 
 @pytest.mark.parametrize(
     ("count", "weights"),
-    [(0, []), (2, [1]), (1, [0]), (1, [-1]), (1, [MAX_WEIGHT + 1]), (aggregation.MAX_MODELS + 1, None)],
+    [(0, []), (2, [1]), (1, [1, 1]), (1, [0]), (2, [1, -1]), (1, [MAX_TOTAL_WEIGHT + 1]), (2, [1, MAX_TOTAL_WEIGHT])],
 )
-def test_unfit_weights_are_refused(count: int, weights: list[int] | None) -> None:
-    described = architecture("mlp/1x8x8/10")
-    models = [described.initial_weights(0)] * count
-    with pytest.raises(ValueError, match=r"give 1 to|each must be"):
-        aggregate(models, [1] * count if weights is None else weights, described.table)
-
-
-def test_hostile_model_is_refused() -> None:
-    described = architecture("mlp/1x8x8/10")
-    with pytest.raises(InvalidWeights):
-        aggregate([described.initial_weights(0), b"x" * described.size_bytes], [1, 1], described.table)
+def test_unfit_weights_are_refused(count: int, weights: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"give one each|each must be"):
+        mean_of([[1.0]] * count, weights)
 
 
 def test_mean_does_not_depend_on_the_instruction_set() -> None:
     """A process whose numpy may use no SIMD beyond its baseline gives the same bytes."""
     code = (
-        "from hashlib import sha256; from bflnode.fl.aggregation import aggregate; "
+        "from hashlib import sha256; from bflnode.fl.aggregation import mean; "
+        "from bflnode.fl.weights import parse, serialize; "
         "from bflnode.fl.architectures import architecture; a = architecture('cnn/1x28x28/10'); "
-        "print(sha256(aggregate([a.initial_weights(s) for s in range(5)], [3, 1, 4, 1, 5], a.table)).hexdigest())"
+        "models = [parse(a.initial_weights(s), a.table) for s in range(5)]; "
+        "print(sha256(serialize(mean(models, [3, 1, 4, 1, 5]))).hexdigest())"
     )
     features = _dispatched_features()
     if not features:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from bflnode.fl.aggregation import mean
 from bflnode.fl.architectures import architecture
 from bflnode.fl.datasets import load_digits
 from bflnode.fl.partition import Spread, dirichlet, shards_of
@@ -245,12 +246,10 @@ def test_training_on_a_gpu_is_repeatable(digits: Shard, architecture_id: str) ->
 
 def test_mean_of_skewed_clients_beats_chance_on_everybodys_data(digits: Shard) -> None:
     """Three FedAvg rounds over five clients at alpha 0.5, as the node will run them."""
-    from bflnode.fl.aggregation import aggregate
-
     shards = shards_of(digits, dirichlet(digits, 0.5, Spread(clients=5, seed=1)))
     model = DIGITS.initial_weights(0)
     for number in range(3):
         config = TrainingConfig(seed=number, learning_rate=0.005)
         models = [train(DIGITS, model, shard, config).model for shard in shards]
-        model = aggregate(models, [1] * len(models), DIGITS.table)
+        model = serialize(mean([parse(trained, DIGITS.table) for trained in models], [1] * len(models)))
     assert evaluate(DIGITS, model, digits.test).accuracy > 0.5

@@ -25,7 +25,7 @@ from bflnode.consensus.tables import all_tasks
 from bflnode.consensus.task import Aggregation, Rule, TaskSpecification, Weighting
 from bflnode.consensus.transaction import Fault, ProbeOpening, Slot, bitmap
 from bflnode.consensus.types import AccountId, BlobId, Hash
-from bflnode.fl.aggregation import aggregate
+from bflnode.fl.aggregation import mean
 from bflnode.fl.architectures import architecture
 from bflnode.fl.weights import parse, serialize
 from bflnode.node import duty_work as limits
@@ -142,7 +142,7 @@ async def test_means_are_weighted_by_samples_where_the_task_says_so(tmp_path: Pa
             at.specification, clusters=1, weighting=Weighting.SAMPLES, rule=Rule.PAA, step_permille=1000
         )
         body = await at.work.aggregate(at.aggregate_duty(specification=one_cluster))
-        expected = aggregate(at.weights, [1, 2, 3], at.architecture.table)
+        expected = serialize(mean([parse(model, at.architecture.table) for model in at.weights], [1, 2, 3]))
         assert [at.node.blobs.get(output) for output in body.outputs] == [expected]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import trio
 
-from bflnode.fl.aggregation import aggregate
+from bflnode.fl.aggregation import mean
 from bflnode.fl.architectures import architecture
 from bflnode.fl.datasets import load_digits
 from bflnode.fl.prototypes import matrix_of_triangle, serialize_samples
@@ -169,7 +169,7 @@ async def test_a_hostile_base_leaves_no_endless_step_to_carry(trainer: Trainer, 
 async def test_aggregation_writes_the_defined_bytes_for_each_cluster(
     trainer: Trainer, files: Path, tmp_path: Path
 ) -> None:
-    models = [(files / f"model-{seed}").read_bytes() for seed in range(3)]
+    models = [parse((files / f"model-{seed}").read_bytes(), CHOSEN.table) for seed in range(3)]
     outputs = (tmp_path / "a", tmp_path / "b")
     result = await trainer.run(
         AggregateJob(
@@ -182,8 +182,8 @@ async def test_aggregation_writes_the_defined_bytes_for_each_cluster(
     )
 
     assert result == AggregateResult((CHOSEN.size_bytes, CHOSEN.size_bytes))
-    assert outputs[0].read_bytes() == aggregate([models[0], models[2]], [1, 3], CHOSEN.table)
-    assert outputs[1].read_bytes() == models[1]
+    assert outputs[0].read_bytes() == serialize(mean([models[0], models[2]], [1, 3]))
+    assert outputs[1].read_bytes() == serialize(models[1])
 
 
 async def test_equal_models_have_similarity_one(trainer: Trainer, files: Path) -> None:

@@ -33,6 +33,7 @@ from bflnode.consensus.agreement import (
     SignProposal,
     SignVote,
     Status,
+    Step,
     TimeoutElapsed,
     VoteReceived,
     WorkAvailable,
@@ -244,13 +245,23 @@ class AgreementDriver:
         """Whether the signer's log goes along with this height.
 
         Where the chain was lost and the log was not, the log has signed later heights and forgotten this one: the node
-        follows the others without a vote until it is there again.
+        follows the others without a vote until it is there again. Where the last block has a signature of this key that
+        the log lacks, the log is an old copy, or another process signs with the key: either may have voted on this
+        height.
         """
         signed_height = self._wal.mark[0]
-        if signed_height < height or (signed_height == height and self._wal.records(height)):
-            return True
-        _log.warning("height %d: no vote, because this key has signed up to height %d before", height, signed_height)
-        return False
+        if signed_height > height or (signed_height == height and not self._wal.records(height)):
+            _log.warning("height %d: no vote, as this key has signed up to height %d before", height, signed_height)
+            return False
+        signed = self._decided_votes.precommit_of(self._account)
+        if signed is not None and self._wal.mark < (signed.height, signed.round, Step.PRECOMMIT):
+            _log.warning(
+                "height %d: no vote, as this key has signed height %d and the log %s doesn't know of it: an old "
+                "copy was put back, or another process signs with this key; if so, stop one of the two",
+                *(height, signed.height, self._wal.path),
+            )
+            return False
+        return True
 
     async def _run_height(self) -> None:
         """Agree on one height; timers and builds of the height end with it."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from bflnode.consensus.block import Commit, CommitSignature, Vote, VoteKind
 from bflnode.consensus.quorum import ValidatorSet
+from bflnode.consensus.types import AccountId
 from bflnode.consensus.votes import VoteBook, votes_in
 
 
@@ -40,6 +41,12 @@ class DecidedVotes:
             assert index is not None, "only validators' votes are kept"
             entries.append(CommitSignature(index, vote.signature))
         return Commit(last.height, last.round, last.block_id, tuple(entries))
+
+    def precommit_of(self, account: AccountId) -> Vote | None:
+        """The precommit of a validator for the decided block, where it is known."""
+        last = self._last
+        precommits = self._book.votes_for(last.round, VoteKind.PRECOMMIT, last.block_id)
+        return next((vote for vote in precommits if vote.validator == account), None)
 
     def concerns(self, vote: Vote) -> bool:
         """Whether a vote is a precommit of the round that decided."""

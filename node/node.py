@@ -75,7 +75,7 @@ from .mempool import Mempool
 from .node_clock import now_ms
 from .participant import Participant
 from .pruning import Pruner
-from .recovery import distrust_forgetful_log, open_chain
+from .recovery import begin_log, open_chain
 from .transaction_relay import TransactionRelay
 
 _log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Node:
             self.blobs.quota = Quota(configuration.storage.blob_quota, self.pruner.make_room)
         self._wal = stack.enter_context(SignerWal(home.signer_wal, self.key, genesis.chain_id))
         votes_anyway = configuration.signing.new_log == "vote"
-        distrust_forgetful_log(self._wal, self.chain, self.key.account, votes_anyway=votes_anyway)
+        begin_log(self._wal, self.chain, self.key.account, votes_anyway=votes_anyway)
         self.mempool = Mempool(
             lambda transaction: self.chain.check(transaction, now_ms()),
             lambda rejection: isinstance(rejection, Premature),

@@ -2,14 +2,14 @@
 
 A damaged chain is moved aside, never repaired, and fetched from peers anew; the signer's log stays and keeps this key
 from voting on heights that it has voted on. A log that is gone has forgotten the votes on the next height; older ones
-don't matter, since a node votes on no height that it has the block of.
+don't matter, since a node votes on no height that it has the block of. An old copy of a log that was put back shows
+later, when a block comes that this key has signed: see `AgreementDriver`.
 """
 
 import logging
 from pathlib import Path
 
-from bflnode.consensus.agreement import Step
-from bflnode.consensus.tables import current_validators, previous_validators
+from bflnode.consensus.tables import current_validators
 from bflnode.consensus.types import AccountId
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.durable import sync_folder
@@ -58,10 +58,10 @@ def _open_checked(home: Home) -> ChainStore:
 
 
 def _require_others(home: Home, account: AccountId, damage: CorruptStore) -> None:
-    """Refuse to begin anew where no other validator has the chain, once there was something in it."""
+    """Refuse to begin anew where no other validator has the chain, once it was whole: then the log was begun."""
     validators = [entry.account for entry in home.load_genesis().validators]
-    has_signed = home.signer_wal.exists() and home.signer_wal.stat().st_size > 0
-    if validators == [account] and has_signed:
+    has_begun = home.signer_wal.exists() and home.signer_wal.stat().st_size > 0
+    if validators == [account] and has_begun:
         remedy = (
             "This node is the chain's only validator, so nobody else may have it: put back a copy of this folder from "
             "a backup, or fetch it from a node that follows: move this folder aside, keep the signer's log, and start"
@@ -87,12 +87,12 @@ def _move_aside(path: Path, damage: CorruptStore) -> Path:
     return aside
 
 
-def distrust_forgetful_log(wal: SignerWal, chain: Chain, account: AccountId, *, votes_anyway: bool) -> None:
-    """Let a signer's log that has forgotten something not sign for the next height, for which it may have signed too.
+def begin_log(wal: SignerWal, chain: Chain, account: AccountId, *, votes_anyway: bool) -> None:
+    """Say in a new signer's log from which height on it knows what this key signs.
 
-    It has forgotten something if it knows of no signature although the chain has blocks, or if the last block's commit
-    has a later signature of this key: the log is new, or an old copy was put back. Where the key is the only
-    validator's nobody else can go on, so it signs.
+    That is the next height, or, where the key may have voted on that one, the height after it. A node that is killed
+    before its first signature finds a log that is begun, and needn't be silent. Where the key is the only validator's
+    nobody else can go on, so it signs for the next height, also with an old copy of its log.
 
     Args:
         wal: the signer's log.
@@ -104,20 +104,14 @@ def distrust_forgetful_log(wal: SignerWal, chain: Chain, account: AccountId, *, 
         StorageError: the disk is at fault.
     """
     validators = current_validators(chain.tree).accounts
-    if chain.height == 0 or account not in validators or len(validators) == 1 or votes_anyway:
-        return
-    if not (wal.is_new or _lacks_last_precommit(wal, chain, account)):
-        return
-    _log.warning(
-        "the signer's log %s lacks signatures that this key gave or may have given: this node doesn't vote on height "
-        "%d. If all validators lost their logs, start them with BFLNODE_SIGNING__NEW_LOG=vote",
-        *(wal.path, chain.height + 1),
-    )
-    wal.abstain(chain.height + 1)
-
-
-def _lacks_last_precommit(wal: SignerWal, chain: Chain, account: AccountId) -> bool:
-    commit = chain.tip_commit
-    voters = previous_validators(chain.tree).accounts
-    has_signed = any(voters[signature.index] == account for signature in commit.signatures)
-    return has_signed and wal.mark < (commit.height, commit.round, Step.PRECOMMIT)
+    if votes_anyway or validators == (account,):
+        wal.abstain(chain.height)
+    elif wal.is_new:
+        may_have_signed = chain.height > 0 and account in validators
+        if may_have_signed:
+            _log.warning(
+                "the signer's log %s is new, and what this key signed is forgotten: this node doesn't vote on height "
+                "%d. If all validators lost their logs, start them with BFLNODE_SIGNING__NEW_LOG=vote",
+                *(wal.path, chain.height + 1),
+            )
+        wal.abstain(chain.height + may_have_signed)

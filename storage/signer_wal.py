@@ -86,8 +86,8 @@ class SignerWal:
 
     Attributes:
         path: the log's file; beside it lie a lock file and, during compaction, a temporary file.
-        is_new: whether it knew of no signature when it was opened. On a chain that has blocks already, whatever this
-            key signed for the next one is forgotten: see `abstain`.
+        is_new: whether it held nothing when it was opened. On a chain that has blocks already, whatever this key signed
+            for the next one is forgotten; `abstain` says where the log begins.
     """
 
     def __init__(self, path: Path, key: SecretKey, chain_id: ChainId) -> None:
@@ -150,8 +150,10 @@ class SignerWal:
             StorageError: the disk fails.
         """
         mark = Mark(height, MAX_ROUND, Step.PRECOMMIT)
-        self._write(mark)
-        self._mark = max(self._mark, (mark.height, mark.round, mark.step))
+        slot = (mark.height, mark.round, mark.step)
+        if self._mark < slot:
+            self._write(mark)
+            self._mark = slot
 
     def sign_vote(self, intent: SignVote) -> Vote:
         """Sign a vote; it is on disk when this returns. The same vote again gives the same signature.

@@ -145,10 +145,37 @@ async def test_a_key_whose_log_is_ahead_of_the_chain_follows_without_signing(
         site.submit(site.transfer(2))
         await site.driver.adopt(finals[0])
         assert site.chain.height == 1
-        assert "height 1: no vote, because this key has signed up to height 1 before" in caplog.text
+        assert "height 1: no vote, as this key has signed up to height 1 before" in caplog.text
         again = site.transfer(3)
         site.submit(again)
         await site.until_included(again)
+
+
+async def test_a_key_that_signed_the_last_block_with_another_log_doesnt_vote_on_the_next(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    genesis = genesis_of(4)
+    async with sites(tmp_path, genesis, 3) as (_, made):
+        await _include(made)
+        final = FinalBlock(made[0].chain.store.block(1), made[0].chain.store.commit(1))
+    (tmp_path / "wal0").unlink()
+    async with sites(tmp_path, genesis, 4) as (wires, made):
+        await made[3].driver.adopt(final)
+        await _include(made)
+        assert made[0].wal.mark[0] == 0
+        assert "height 2: no vote, as this key has signed height 1 and the log" in caplog.text
+        wires.is_lost = lambda sender, receiver, protocol: made[3].id in (sender, receiver)
+        await _include(made[:3])
+        assert made[0].wal.mark[0] == 3
+
+
+async def _include(made: list[Site]) -> None:
+    """Have one more transaction included everywhere."""
+    transaction = made[0].transfer()
+    for site in made:
+        site.submit(transaction)
+    for site in made:
+        await site.until_included(transaction)
 
 
 async def test_a_final_block_is_adopted_once_and_any_other_height_is_answered_without_effect(tmp_path: Path) -> None:
@@ -505,8 +532,12 @@ async def test_hostile_leaders_one_after_the_other_do_not_run_ahead_of_the_clock
         leader = next(other for other in made if other.key.account == leader_of(site))
         ahead = leader.chain.build(leader.key.account, round_=0, time_ms=now_ms() + TOLERANCE_MS, candidates=())
         keys = sorted((other.key for other in made), key=lambda key: key.account)
-        votes = (sign_vote(key, genesis.chain_id, VoteKind.PRECOMMIT, 1, 0, ahead.id) for key in keys)
-        signatures = tuple(CommitSignature(index, vote.signature) for index, vote in enumerate(votes))
+        votes = [sign_vote(key, genesis.chain_id, VoteKind.PRECOMMIT, 1, 0, ahead.id) for key in keys]
+        signatures = tuple(
+            CommitSignature(index, vote.signature)
+            for index, vote in enumerate(votes)
+            if vote.validator != site.key.account
+        )
         nursery.start_soon(site.driver.run)
         await site.driver.adopt(FinalBlock(ahead, Commit(1, 0, ahead.id, signatures)))
         assert site.chain.tip_time_ms == ahead.header.time_ms, "what the others agreed on is followed by any clock"

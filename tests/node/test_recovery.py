@@ -11,7 +11,7 @@ from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.types import BlockId
 from bflnode.node.chain import Chain
 from bflnode.node.home import Home
-from bflnode.node.recovery import MAX_ASIDE, distrust_forgetful_log, open_chain
+from bflnode.node.recovery import MAX_ASIDE, begin_log, open_chain
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.errors import CorruptStore
 from bflnode.storage.signer_wal import DoubleSignError, SignerWal
@@ -114,7 +114,7 @@ def test_an_empty_log_on_a_chain_with_blocks_never_signs_for_the_next_height(
 ) -> None:
     home = home_of(tmp_path, harness)
     chain, wal, key = opened(home, harness)
-    distrust_forgetful_log(wal, chain, key.account, votes_anyway=False)
+    begin_log(wal, chain, key.account, votes_anyway=False)
     with pytest.raises(DoubleSignError):
         sign(wal, chain.height + 1)
     wal.close()
@@ -125,40 +125,41 @@ def test_an_empty_log_on_a_chain_with_blocks_never_signs_for_the_next_height(
     chain.store.close()
 
 
-def test_a_log_that_lacks_a_signature_of_the_last_commit_never_signs_for_the_next_height(
-    tmp_path: Path, harness: Harness
+def test_a_node_killed_before_its_first_signature_isnt_silent_for_a_height(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    home = home_of(tmp_path, harness)
-    chain, wal, key = opened(home, harness)
-    sign(wal, chain.height - 1)
-    wal.close()
-    wal = SignerWal(home.signer_wal, key, harness.genesis.chain_id)
-    distrust_forgetful_log(wal, chain, key.account, votes_anyway=False)
-    with pytest.raises(DoubleSignError):
-        sign(wal, chain.height + 1)
-    wal.close()
-    chain.store.close()
+    harness = Harness(actors=4, specifications=())
+    harness.absent = frozenset({0})
+    harness.block()
+    key, chain_id = harness.keys[0], harness.genesis.chain_id
+    empty = home_with(tmp_path / "first", harness.genesis, key)
+    with open_chain(empty, key.account) as store, SignerWal(empty.signer_wal, key, chain_id) as begun:
+        begin_log(begun, Chain(store), key.account, votes_anyway=False)
 
-
-def test_a_log_that_knows_the_last_commit_signs_for_the_next_height(
-    tmp_path: Path, harness: Harness, caplog: pytest.LogCaptureFixture
-) -> None:
     home = home_of(tmp_path, harness)
-    chain, wal, key = opened(home, harness)
-    sign(wal, chain.height)
-    wal.close()
-    wal = SignerWal(home.signer_wal, key, harness.genesis.chain_id)
-    distrust_forgetful_log(wal, chain, key.account, votes_anyway=False)
-    sign(wal, chain.height + 1)
+    home.signer_wal.write_bytes(empty.signer_wal.read_bytes())
+    with open_chain(home, key.account) as store, SignerWal(home.signer_wal, key, chain_id) as wal:
+        begin_log(wal, Chain(store), key.account, votes_anyway=False)
+        sign(wal, 2)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_a_log_with_a_signature_stays_as_it_is(tmp_path: Path, harness: Harness) -> None:
+    home = home_of(tmp_path, harness)
+    chain, wal, key = opened(home, harness)
+    sign(wal, 2)
     wal.close()
+    before = home.signer_wal.read_bytes()
+    with SignerWal(home.signer_wal, key, harness.genesis.chain_id) as again:
+        begin_log(again, chain, key.account, votes_anyway=False)
+    assert home.signer_wal.read_bytes() == before
     chain.store.close()
 
 
 def test_an_operator_who_knows_better_has_an_empty_log_sign(tmp_path: Path, harness: Harness) -> None:
     home = home_of(tmp_path, harness)
     chain, wal, key = opened(home, harness)
-    distrust_forgetful_log(wal, chain, key.account, votes_anyway=True)
+    begin_log(wal, chain, key.account, votes_anyway=True)
     sign(wal, chain.height + 1)
     wal.close()
     chain.store.close()
@@ -169,7 +170,7 @@ def test_the_only_validator_signs_with_an_empty_log(tmp_path: Path) -> None:
     harness.block()
     home = home_of(tmp_path, harness)
     chain, wal, key = opened(home, harness)
-    distrust_forgetful_log(wal, chain, key.account, votes_anyway=False)
+    begin_log(wal, chain, key.account, votes_anyway=False)
     sign(wal, 2)
     wal.close()
     chain.store.close()

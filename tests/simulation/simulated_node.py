@@ -25,6 +25,7 @@ from bflnode.consensus.agreement import (
     SignProposal,
     SignVote,
     Status,
+    Step,
     TimeoutElapsed,
     ValidValue,
     VoteReceived,
@@ -172,13 +173,10 @@ class SimulatedNode:
     def _open_wal(self) -> SignerWal:
         """Open the log; a new one on a chain with blocks doesn't sign for the next, as `bflnode.node.recovery` says."""
         wal = SignerWal(self.disk.path(WAL), self.key, self.chain.chain_id)
-        if (
-            wal.is_new
-            and self.chain.height
-            and self.account in self.chain.validators
-            and len(self.chain.validators) > 1
-        ):
-            wal.abstain(self.chain.height + 1)
+        if wal.is_new:
+            validators = self.chain.validators
+            may_have_signed = self.chain.height > 0 and self.account in validators and len(validators) > 1
+            wal.abstain(self.chain.height + may_have_signed)
         return wal
 
     def lose_chain(self) -> None:
@@ -556,9 +554,12 @@ class SimulatedNode:
         self._drain()
 
     def _may_sign(self, height: int) -> bool:
-        """As `AgreementDriver._may_sign`: not before the chain is where the log is."""
+        """As `AgreementDriver._may_sign`: not before the chain is where the log is, nor the log where the chain is."""
         signed_height = self._wal.mark[0]
-        return signed_height < height or (signed_height == height and bool(self._wal.records(height)))
+        if signed_height > height or (signed_height == height and not self._wal.records(height)):
+            return False
+        signed = self._decided_votes.precommit_of(self.account)
+        return signed is None or self._wal.mark >= (signed.height, signed.round, Step.PRECOMMIT)
 
     # Sending
 

@@ -159,7 +159,7 @@ def test_apfl_descends_the_loss_of_the_mixture_and_that_of_the_global_weights(mo
     mixed /= mixed.sum()
     assert isinstance(look.module, Mixture)
     assert look.value == pytest.approx(-log(mixed[2]) + log(3), rel=1e-5)
-    # The loss of the mixture moves the own weights, by alpha times its gradient; the global ones move by their own loss.
+    # The own weights descend the loss of the mixture (alpha times its gradient), the global ones their own loss.
     assert look.gradients["own.decision.bias"] == pytest.approx((0.25 * (mixed - [0, 0, 1])).tolist(), rel=1e-4)
     assert look.gradients["shared.decision.bias"] == pytest.approx([1 / 3, 1 / 3, -2 / 3], rel=1e-4)
 

@@ -19,6 +19,7 @@ import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import Event, Updated
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState, LifespanState
@@ -129,8 +130,19 @@ class Connections:
             stream.socket.close()
 
 
+class _Http1(H11Protocol):
+    """HTTP/1.1, one request after the other.
+
+    The library would go on with HTTP/2 where a client wants it: a hundred requests at once, whose answers wait in
+    memory for as long as nobody reads them. One connection held 120 MB.
+    """
+
+    async def _check_protocol(self, event: object) -> None:
+        """Answer who offers HTTP/2 as if he hadn't."""
+
+
 class _Connection(TCPServer):
-    """A connection that ends when its client has gone and has its answers.
+    """A connection of HTTP/1.1 that ends when its client has gone and has its answers.
 
     The library's waits for more requests then, until the time of an idle connection is over: sixty-four commands in a
     row would occupy all places for half a minute.
@@ -139,6 +151,11 @@ class _Connection(TCPServer):
     _has_ended = False
 
     async def _read_data(self) -> None:
+        chosen = self.protocol
+        chosen.protocol = _Http1(
+            *(chosen.app, chosen.config, chosen.context, chosen.task_group, chosen.state),
+            *(chosen.ssl, chosen.client, chosen.server, chosen.send),
+        )
         await super()._read_data()
         self._has_ended = True
         await self.idle_task.stop()

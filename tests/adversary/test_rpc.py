@@ -1,0 +1,45 @@
+"""What any user of this machine could send to the RPC port."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from bflnode.node.configuration import load_configuration
+from bflnode.node.node import open_node
+from bflnode.node.rpc import server as rpc
+from tests.node.rpc.test_server import two_accounts
+
+
+@pytest.fixture
+async def port(tmp_path: Path) -> AsyncIterator[int]:
+    home, _ = two_accounts(tmp_path / "served")
+    async with open_node(home, load_configuration(home)) as node, trio.open_nursery() as nursery:
+        url: str = await nursery.start(rpc.serve, node)
+        yield int(url.rsplit(":", 1)[1])
+        nursery.cancel_scope.cancel()
+
+
+async def said(port: int, sent: bytes) -> bytes:
+    """All that comes back before the node ends the connection, or is silent."""
+    answer = b""
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(sent)
+        with trio.move_on_after(0.5):
+            while piece := await stream.receive_some():
+                answer += piece
+    return answer
+
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+NO_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+
+
+async def test_nobody_is_spoken_to_in_http_2(port: int) -> None:
+    """A connection then has a hundred requests, and held 120 MB of answers that nobody read, as long as it liked."""
+    assert (await said(port, PREFACE + NO_SETTINGS)).startswith(b"HTTP/1.1 404 ")
+    upgrade = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: \r\n"
+    answer = await said(port, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n" + upgrade + b"\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.endswith(b"\r\n\r\nok\n")

@@ -88,16 +88,12 @@ class PostProbe:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Train from `base` and commit to the result.
-
-    `step` is the own last step, where the task's clients carry a share of it and there is one.
-    """
+    """Train from `base`, and the `own_last_step` where the task's clients carry a share of it; commit to the result."""
 
     slot: Slot
     base: BlobId
     specification: TaskSpecification
     deadline_ms: int = field(compare=False)
-    step: OwnStep | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,12 +175,15 @@ def duties(
     if current is not None:
         task = TASKS.get(reader, current.slot.task)
         assert task is not None, "a learning round has a task"
-        owed += _round_duties(reader, current, task.specification, account)
+        owed += _round_duties(current, task.specification, account)
     return tuple(owed)
 
 
 def own_last_step(reader: StateReader, task: Task, account: AccountId) -> OwnStep | None:
-    """What a client carries a share of into the next learning round: nothing of void attempts, which settle nothing."""
+    """What a client carries a share of into the next learning round: nothing of void attempts, which settle nothing.
+
+    Not part of a duty, since it reads settled rounds, and duties are looked for after each block.
+    """
     if task.specification.carry_permille == 0 or PARTICIPANTS.get(reader, participant_key(task.id, account)) is None:
         return None
     for number in range(task.round, max(0, task.round - STEP_ROUNDS), -1):
@@ -209,12 +208,10 @@ def _may_register(reader: StateReader, task: Task, account: AccountId) -> bool:
     return not takes_part and task.clients < task.specification.clients_max
 
 
-def _round_duties(
-    reader: StateReader, current: LearningRound, specification: TaskSpecification, account: AccountId
-) -> list[Duty]:
+def _round_duties(current: LearningRound, specification: TaskSpecification, account: AccountId) -> list[Duty]:
     match current.phase:
         case Phase.COMMIT:
-            return [*_probe_duty(current, specification, account), *_train_duty(reader, current, account)]
+            return [*_probe_duty(current, specification, account), *_train_duty(current, specification, account)]
         case Phase.REVEAL:
             return _reveal_duty(current, account)
         case Phase.AVAILABLE:
@@ -254,21 +251,11 @@ def _probe_duty(current: LearningRound, specification: TaskSpecification, accoun
     return [PostProbe(current.slot, specification, _deadline_ms(current))] if is_owed else []
 
 
-def _train_duty(reader: StateReader, current: LearningRound, account: AccountId) -> list[Duty]:
+def _train_duty(current: LearningRound, specification: TaskSpecification, account: AccountId) -> list[Duty]:
     position = current.position_of(account)
     if position is None or current.clients[position].committed is not None:
         return []
-    task = TASKS.get(reader, current.slot.task)
-    assert task is not None, "a learning round has a task"
-    return [
-        Train(
-            slot=current.slot,
-            base=current.clients[position].base,
-            specification=task.specification,
-            deadline_ms=_deadline_ms(current),
-            step=own_last_step(reader, task, account),
-        )
-    ]
+    return [Train(current.slot, current.clients[position].base, specification, _deadline_ms(current))]
 
 
 def _reveal_duty(current: LearningRound, account: AccountId) -> list[Duty]:

@@ -17,6 +17,7 @@ from bflnode.consensus.duties import (
     AttestTo,
     FetchAndVote,
     OfferedModel,
+    OwnStep,
     PostProbe,
     Register,
     RevealModel,
@@ -136,11 +137,11 @@ class DutyWork:
         commitment = tagged_hash("data", salt, content)
         return TaskRegister(duty.task, len(shard.train), padded, commitment)
 
-    async def train(self, duty: Train) -> Commit:
-        """Train from the base model, or find what was trained before, and commit to it."""
+    async def train(self, duty: Train, step: OwnStep | None) -> Commit:
+        """Train from the base model and a share of the own last step, or find what was trained before; commit to it."""
         model = self._find_trained(duty)
         if model is None:
-            model = await self._train_anew(duty)
+            model = await self._train_anew(duty, step)
         commitment = model_commitment(
             self._tools.chain_id, duty.slot, self._tools.key.account, model, self._salt(duty.slot)
         )
@@ -172,14 +173,14 @@ class DutyWork:
                 return BlobId(bytes.fromhex(entry.model))
         return None
 
-    async def _train_anew(self, duty: Train) -> BlobId:
+    async def _train_anew(self, duty: Train, step: OwnStep | None) -> BlobId:
         """Train; the model is durable and in the journal before anybody hears of it."""
         tools, slot = self._tools, duty.slot
         await tools.exchange.fetch(duty.base, max_bytes=duty.specification.model_bytes)
         output = tools.scratch / f"trained-{slot.number}-{slot.attempt}.safetensors"
         _log.info("learning round %d: training from %s", slot.number, duty.base.hex()[:12])
         job = training_job(duty.specification, tools, base=await self._path(duty.base), output=output, slot=slot)
-        carried = await self._carried(duty)
+        carried = await self._carried(duty, step)
         result = await tools.trainer.run(replace(job, has_prior=has_prior(duty.specification), carried=carried))
         model = await self._keep(output)
         tools.journal.update(
@@ -200,15 +201,15 @@ class DutyWork:
         )
         return model
 
-    async def _carried(self, duty: Train) -> CarriedStep | None:
+    async def _carried(self, duty: Train, step: OwnStep | None) -> CarriedStep | None:
         """The own last step to carry a share of; without its files the client goes on from what it received."""
-        if duty.step is None:
+        if step is None:
             return None
         try:
-            for blob in (duty.step.base, duty.step.sent):
+            for blob in (step.base, step.sent):
                 with trio.move_on_after(STEP_PATIENCE_S):
                     await self._tools.exchange.attempt(blob, max_bytes=duty.specification.model_bytes)
-            base, sent = [str(await self._path(blob)) for blob in (duty.step.base, duty.step.sent)]
+            base, sent = [str(await self._path(blob)) for blob in (step.base, step.sent)]
         except (MissingError, QuotaError, Rejection) as error:
             _log.warning("learning round %d: nothing is carried from the own last step: %s", duty.slot.number, error)
             return None

@@ -22,9 +22,10 @@ from bflnode.consensus.duties import (
     RevealModel,
     Train,
     duties,
+    own_last_step,
 )
 from bflnode.consensus.rejection import Rejection
-from bflnode.consensus.tables import ACCOUNTS, current_validators
+from bflnode.consensus.tables import ACCOUNTS, TASKS, current_validators
 from bflnode.consensus.transaction import FREE_KINDS, Body, Transaction, sign_transaction
 from bflnode.consensus.types import Signature
 from bflnode.node.workers.trainer import TrainerError
@@ -160,7 +161,9 @@ class Participant:
                 assert_never(duty)
 
     async def _train(self, duty: Train) -> bodies.Commit:
-        body = await self._work.train(duty)
+        task = TASKS.get(self._chain.tree, duty.slot.task)
+        assert task is not None, "a learning round has a task"
+        body = await self._work.train(duty, own_last_step(self._chain.tree, task, self._key.account))
         if self._controls is not None:
             self._controls.note(Trained(duty.slot, duty.base, duty.specification))
         return body

@@ -18,6 +18,7 @@ from bflnode.consensus.duties import (
     RevealModel,
     Train,
     duties,
+    own_last_step,
 )
 from bflnode.consensus.task import Phase, ProbeMode, class_bitmap
 from bflnode.consensus.transaction import Commit, Probe
@@ -32,8 +33,7 @@ def opened(**changes: Any) -> Harness:
 
 
 def step_of(harness: Harness, actor: int) -> OwnStep | None:
-    (train,) = [duty for duty in harness.duties(actor) if isinstance(duty, Train)]
-    return train.step
+    return own_last_step(harness.tree, harness.task, harness.account(actor))
 
 
 def admission(harness: Harness, *, has_credential: bool) -> tuple[Duty, ...]:
@@ -96,7 +96,7 @@ def test_client_owes_training_until_its_commit_is_in_state() -> None:
     assert harness.duties(0) == ()
 
 
-def test_client_that_carries_is_told_its_last_step_and_no_void_attempt_is_one() -> None:
+def test_what_a_client_carries_is_its_last_step_and_no_void_attempt_is_one() -> None:
     harness = opened(actors=4, rounds=4, carry_permille=800)
     assert [step_of(harness, actor) for actor in range(4)] == [None] * 4, "nobody has sent anything"
     base, first = harness.round.clients[0].base, harness.slot
@@ -109,7 +109,7 @@ def test_client_that_carries_is_told_its_last_step_and_no_void_attempt_is_one() 
     assert [step_of(harness, actor) for actor in range(4)] == steps
 
 
-def test_client_that_carries_is_told_its_last_step_after_rounds_without_it() -> None:
+def test_what_a_client_carries_is_its_last_step_also_after_rounds_without_it() -> None:
     harness = opened(actors=4, rounds=4, carry_permille=800)
     base, first = harness.round.clients[0].base, harness.slot
     harness.play_round()

@@ -217,11 +217,11 @@ async def test_a_shard_that_is_none_is_named(tmp_path: Path, content: bytes | No
 async def test_a_model_is_trained_once_for_an_attempt_and_its_retries_from_the_same_base(tmp_path: Path) -> None:
     async with bench(tmp_path) as at:
         duty = Train(at.slot, at.specification.initial_model, at.specification, at.soon_ms())
-        first = await at.work.train(duty)
-        assert await at.work.train(duty) == first
+        first = await at.work.train(duty, None)
+        assert await at.work.train(duty, None) == first
         model = at.node.journal.entry(at.slot).model
         retry = Slot(at.slot.task, 1, 1)
-        again = await at.work.train(replace(duty, slot=retry))
+        again = await at.work.train(replace(duty, slot=retry), None)
         assert at.node.journal.entry(retry).model == model
         assert again.commitment != first.commitment, "a commitment is of its attempt"
         reveal = await at.work.reveal(RevealModel(at.slot, first.commitment, at.soon_ms()))
@@ -237,8 +237,8 @@ async def test_a_client_without_the_files_of_its_last_step_trains_from_what_it_r
         models = []
         for attempt, step in enumerate((None, OwnStep(base, lost), OwnStep(base, sent))):
             at.node.journal.delete(at.node.journal.entry(at.slot))
-            duty = Train(at.slot, at.specification.initial_model, at.specification, at.soon_ms(), step)
-            await at.work.train(duty)
+            duty = Train(at.slot, at.specification.initial_model, at.specification, at.soon_ms())
+            await at.work.train(duty, step)
             models.append(at.node.journal.entry(at.slot).model)
             warned = [record.getMessage() for record in caplog.records if "nothing is carried" in record.getMessage()]
             assert len(warned) == min(attempt, 1)

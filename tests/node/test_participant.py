@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from bflnode.consensus.duties import Duty, RevealModel, Train
+from bflnode.consensus.duties import Duty, OwnStep, RevealModel, Train
 from bflnode.consensus.tables import PARTICIPANTS, all_tasks, participant_key
 from bflnode.consensus.transaction import Commit, Reveal
 from bflnode.node import participant as limits
@@ -25,12 +25,12 @@ def fail_first(node: Node, monkeypatch: pytest.MonkeyPatch, failure: Exception, 
     work, tried = node.participant._work, 0
     train = work.train
 
-    async def failing(duty: Train) -> Commit:
+    async def failing(duty: Train, step: OwnStep | None) -> Commit:
         nonlocal tried
         tried += 1
         if tried <= times:
             raise failure
-        return await train(duty)
+        return await train(duty, step)
 
     monkeypatch.setattr(work, "train", failing)
     return lambda: tried
@@ -70,7 +70,7 @@ async def test_a_duty_that_the_state_no_longer_asks_for_is_dropped(
     async with opened(net.homes) as nodes:
         dropped = trio.Event()
 
-        async def slow(duty: Duty) -> Commit:
+        async def slow(duty: Duty, step: OwnStep | None) -> Commit:
             try:
                 await trio.sleep_forever()
             finally:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bflnode.consensus import duties as owed
-from bflnode.consensus.duties import Duty
+from bflnode.consensus.duties import Duty, own_last_step
 from bflnode.consensus.registration import newcomers_base
 from bflnode.consensus.tables import SETTLED, TASKS, all_tasks
 from bflnode.consensus.task import Phase, ProbeMode, TaskStatus
@@ -76,7 +76,8 @@ class Disk:
         assert not needed & self.removed
         for duty in harness.duties(0):
             if isinstance(duty, owed.Train):
-                assert duty.step is None or not {duty.step.base, duty.step.sent} & self.removed
+                step = own_last_step(harness.tree, harness.task, harness.account(0))
+                assert step is None or not {step.base, step.sent} & self.removed
                 model = harness.model(0, duty.slot)
                 slot = duty.slot
                 entry = RoundEntry(slot.task.hex(), slot.number, slot.attempt, duty.base.hex(), model.hex())

@@ -193,6 +193,8 @@ def unsettled_pairs(
     architecture: Architecture,
     models: Sequence[bytes | memoryview],
     inputs: Inputs,
+    *,
+    matrix: CorrelationMatrix,
     tolerance: int,
     seed: int,
 ) -> NDArray[np.bool_]:
@@ -208,6 +210,7 @@ def unsettled_pairs(
         architecture: of all models.
         models: canonical weights, in the order of the matrix.
         inputs: as for `prototypes`.
+        matrix: the models' `correlation_matrix` on these inputs, as this machine computes it.
         tolerance: most difference, in 1 / `CORRELATION_SCALE`, that is allowed between two computations.
         seed: not negative; one that the models' authors can't know, so that no model is made for it.
 
@@ -218,11 +221,11 @@ def unsettled_pairs(
         InvalidWeights, ValueError: as `prototypes` does.
     """
     generator = np.random.default_rng(seed)
-    first = correlation_matrix(prototypes(architecture, models, inputs)).astype(np.int64)
-    unsettled: NDArray[np.bool_] = np.zeros(first.shape, dtype=np.bool_)
+    before = matrix.astype(np.int64)
+    unsettled: NDArray[np.bool_] = np.zeros(before.shape, dtype=np.bool_)
     for _ in range(PERTURBATIONS):
         values = [prototypes(architecture, [_perturbed(architecture, model, generator)], inputs) for model in models]
-        moved = np.abs(correlation_matrix(np.concatenate(values)) - first)
+        moved = np.abs(correlation_matrix(np.concatenate(values)) - before)
         unsettled |= moved > max(tolerance // 2, 1)
     return unsettled[np.triu_indices(len(models), k=1)]
 

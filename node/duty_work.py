@@ -342,7 +342,7 @@ class DutyWork:
         ours = (await self._tools.trainer.run(job)).triangle
         flags = differing(ours, theirs, len(duty.models), specification.tolerance)
         if flags and isinstance(job, MatrixJob):
-            unsettled = await self._tools.trainer.run(UnsettledJob(job, specification.tolerance))
+            unsettled = await self._tools.trainer.run(UnsettledJob(job, ours, specification.tolerance))
             theirs = without_unsettled(theirs, ours, unsettled.entries)
             flags = differing(ours, theirs, len(duty.models), specification.tolerance)
         return flags

@@ -416,7 +416,7 @@ class _RoundAudit:
         computed = _entries(result.triangle)
         is_wrong = any(abs(a - b) > tolerance for a, b in zip(_entries(theirs), computed, strict=True))
         if is_wrong and isinstance(job, MatrixJob):
-            unsettled = self._run(UnsettledJob(job, tolerance), Path(paths[0]))
+            unsettled = self._run(UnsettledJob(job, result.triangle, tolerance), Path(paths[0]))
             assert isinstance(unsettled, UnsettledResult), unsettled
             theirs = without_unsettled(theirs, result.triangle, unsettled.entries)
         claimed, clients = _entries(theirs), self._clients()

@@ -212,12 +212,13 @@ def _matrix(job: MatrixJob) -> MatrixResult:
 
 
 def _unsettled(job: UnsettledJob) -> UnsettledResult:
-    from bflnode.fl.prototypes import unsettled_pairs
+    from bflnode.fl.prototypes import matrix_of_triangle, unsettled_pairs
 
     chosen = architecture(job.matrix.architecture_id)
     inputs = _probe_inputs(job.matrix.probe, chosen)
+    matrix, seed = matrix_of_triangle(job.triangle, len(job.matrix.model_paths)), secrets.randbits(128)
     with _models(job.matrix.model_paths, chosen) as models:
-        pairs = unsettled_pairs(chosen, models, inputs, job.tolerance, secrets.randbits(128))
+        pairs = unsettled_pairs(chosen, models, inputs, matrix=matrix, tolerance=job.tolerance, seed=seed)
     return UnsettledResult(pairs.tobytes())
 
 

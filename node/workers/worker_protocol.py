@@ -159,9 +159,16 @@ class MatrixResult:
 
 @dataclass(frozen=True, slots=True)
 class UnsettledJob:
-    """Find the pairs whose similarity rounding decides; tolerance is in units of 10^-4."""
+    """Find the pairs whose similarity rounding decides.
+
+    Attributes:
+        matrix: the job whose similarities are in question.
+        triangle: of its result on this machine.
+        tolerance: in units of 10^-4.
+    """
 
     matrix: MatrixJob
+    triangle: bytes
     tolerance: int
 
 

@@ -1,4 +1,5 @@
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_strategies
 
 from benchmarks import cancelling_weights
-from bflnode.fl.architectures import architecture
+from bflnode.fl.architectures import Architecture, architecture
 from bflnode.fl.datasets import load_digits
 from bflnode.fl.prototypes import (
     MIN_CATEGORY_SAMPLES,
@@ -22,7 +23,7 @@ from bflnode.fl.prototypes import (
     unsettled_pairs,
     upper_triangle,
 )
-from bflnode.fl.samples import LabelledData, Shard, numbered_classes
+from bflnode.fl.samples import Inputs, LabelledData, Shard, numbered_classes
 from bflnode.fl.training import TrainingConfig, train
 from bflnode.fl.weights import InvalidWeights, WeightsFault, parse, serialize
 
@@ -277,12 +278,17 @@ def test_no_bytes_make_the_sample_reader_raise_anything_else(data: bytes) -> Non
         parse_samples(data, LIMITS)
 
 
+def unsettled(chosen: Architecture, models: Sequence[bytes], inputs: Inputs, tolerance: int) -> list[bool]:
+    matrix = correlation_matrix(prototypes(chosen, models, inputs))
+    pairs: list[bool] = unsettled_pairs(chosen, models, inputs, matrix=matrix, tolerance=tolerance, seed=1).tolist()
+    return pairs
+
+
 def test_what_rounding_decides_is_the_similarity_with_weights_that_cancel_and_no_other() -> None:
     chosen = cancelling_weights.ARCHITECTURE
     models = [*(chosen.initial_weights(seed) for seed in range(3)), cancelling_weights.hostile_model()]
     inputs = np.random.default_rng(5).random((16, *chosen.input_shape)).astype(np.float32)
-    pairs = unsettled_pairs(chosen, models, inputs, 10, seed=1)
-    assert pairs.tolist() == [False, False, True, False, True, True]
+    assert unsettled(chosen, models, inputs, 10) == [False, False, True, False, True, True]
 
 
 @pytest.mark.parametrize(("architecture_id", "epochs"), [("mlp/1x8x8/10", 20), ("cnn/1x8x8/10", 5)])
@@ -294,7 +300,7 @@ def test_rounding_decides_about_no_trained_models(architecture_id: str, epochs: 
         config = TrainingConfig(epochs=epochs, seed=client)
         models.append(train(chosen, chosen.initial_weights(0), Shard(own, digits.test), config).model)
     inputs = digits.test.take(choose_probe(b"seed", digits.test.labels, 16).indices).inputs
-    assert not unsettled_pairs(chosen, models, inputs, 1, seed=1).any()
+    assert not any(unsettled(chosen, models, inputs, 1))
 
 
 def test_a_model_of_the_largest_numbers_can_be_looked_at() -> None:
@@ -304,5 +310,4 @@ def test_a_model_of_the_largest_numbers_can_be_looked_at() -> None:
         for name, tensor in parse(chosen.initial_weights(0), chosen.table).items()
     }
     models = [chosen.initial_weights(1), serialize(largest), chosen.initial_weights(2)]
-    pairs = unsettled_pairs(chosen, models, samples()[0], 10, seed=1)
-    assert pairs.tolist() == [False, False, False]
+    assert unsettled(chosen, models, samples()[0], 10) == [False, False, False]

@@ -15,13 +15,13 @@ import numpy as np
 from bflnode.fl.architectures import architecture
 from bflnode.fl.datasets import load_digits
 from bflnode.fl.inference import repeatable_torch
-from bflnode.fl.methods.method import Local, Tensors, load
+from bflnode.fl.methods.method import Local, load
 from bflnode.fl.methods.prior_rows import PriorRows
 from bflnode.fl.robust import RobustRule
 from bflnode.fl.rules import PRIOR_ROWS, Contribution, Rule, outputs
 from bflnode.fl.samples import LabelledData, Shard
 from bflnode.fl.training import TrainingConfig, measure
-from bflnode.fl.weights import Tensor, parse
+from bflnode.fl.weights import Tensor, Tensors, parse
 
 CLIENTS = CLASSES = 10
 HOSTILE = 9

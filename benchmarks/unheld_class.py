@@ -10,13 +10,13 @@ import numpy as np
 
 from bflnode.fl.architectures import architecture
 from bflnode.fl.inference import repeatable_torch
-from bflnode.fl.methods.method import Gathered, Local, Sent, Tensors, load
+from bflnode.fl.methods.method import Gathered, Local, Sent, load
 from bflnode.fl.methods.registry import make_method
 from bflnode.fl.population import load_data
 from bflnode.fl.robust import RobustRule
 from bflnode.fl.samples import Shard
 from bflnode.fl.training import TrainingConfig, measure
-from bflnode.fl.weights import parse
+from bflnode.fl.weights import Tensors, parse
 
 UNHELD, CLIENTS, ROUNDS, EPOCHS, SEED = 3, 4, 30, 40, 1
 

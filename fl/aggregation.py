@@ -4,12 +4,12 @@ Whoever aggregates and whoever checks an aggregation (level 2) call this. Which 
 weights they have is decided on chain.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .weights import Tensor
+from .weights import Tensor, Tensors
 
 CHUNK_ELEMENTS = 64 * 1024
 """Elements worked on at a time: the float64 sums stay in the processor's cache (4 times faster for ResNet-18)."""
@@ -21,7 +21,7 @@ STATISTICS = (".running_mean", ".running_var")
 """How the names of BatchNorm's statistics end."""
 
 
-def mean(models: Sequence[Mapping[str, Tensor]], weights: Sequence[int]) -> dict[str, Tensor]:
+def mean(models: Sequence[Tensors], weights: Sequence[int]) -> dict[str, Tensor]:
     """The weighted mean of models (FedAvg, McMahan et al. 2017), bit for bit defined.
 
     Each float element is `float32(sum_i w_i * float64(x_i) / sum_i w_i)`: one product, one sum at a time, in the
@@ -50,7 +50,7 @@ def mean(models: Sequence[Mapping[str, Tensor]], weights: Sequence[int]) -> dict
     return means
 
 
-def moved(base: Mapping[str, Tensor], target: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+def moved(base: Tensors, target: Tensors, factor: float) -> dict[str, Tensor]:
     """`base + factor (target - base)` for floats, in float64, rounded once; what isn't in the base stays as it is."""
     return {
         name: tensor
@@ -60,7 +60,7 @@ def moved(base: Mapping[str, Tensor], target: Mapping[str, Tensor], factor: floa
     }
 
 
-def stepped(base: Mapping[str, Tensor], target: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+def stepped(base: Tensors, target: Tensors, factor: float) -> dict[str, Tensor]:
     """A server's step: `moved`, but for BatchNorm's statistics, which are the target's.
 
     Beyond the target a variance can be negative, and a model with one predicts nothing.
@@ -68,9 +68,7 @@ def stepped(base: Mapping[str, Tensor], target: Mapping[str, Tensor], factor: fl
     return moved({name: base[name] for name in base if not name.endswith(STATISTICS)}, target, factor)
 
 
-def by_chunks(
-    models: Sequence[Mapping[str, Tensor]], combine: Callable[[Sequence[Tensor]], Tensor]
-) -> dict[str, Tensor]:
+def by_chunks(models: Sequence[Tensors], combine: Callable[[Sequence[Tensor]], Tensor]) -> dict[str, Tensor]:
     """Combine models of the same names and shapes element by element, a chunk of a tensor at a time.
 
     Args:

@@ -3,17 +3,14 @@
 An attack changes a client's data before it trains, or what it sends afterwards. Each is drawn by a seed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from .aggregation import moved
 from .samples import LabelledData, Shard
-from .weights import Tensor
-
-Tensors = Mapping[str, Tensor]
-
+from .weights import Tensor, Tensors
 
 NAMES = ("label-flip", "sign-flip", "noise", "model-replacement", "copy", "lazy")
 """What attacks there are: labels turned round, the step turned round, noise on every weight, a step so large that the

@@ -10,17 +10,13 @@ Learning of a Mixture of Global and Local Models"); those take the difference to
 No torch.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from .aggregation import STATISTICS, rounded
-from .weights import Tensor
+from .weights import Tensor, Tensors
 
 
-def carried(
-    received: Mapping[str, Tensor], base: Mapping[str, Tensor], sent: Mapping[str, Tensor], carry: float
-) -> dict[str, Tensor]:
+def carried(received: Tensors, base: Tensors, sent: Tensors, carry: float) -> dict[str, Tensor]:
     """`received + carry (sent - base)` for floats, in float64, rounded once.
 
     Integers and BatchNorm's statistics are those received: a variance moved by another's difference can be negative.

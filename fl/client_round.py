@@ -15,10 +15,10 @@ from torch import nn
 
 from .architectures import architecture
 from .inference import repeatable_torch
-from .methods.method import Local, Method, Tensors, Update
+from .methods.method import Local, Method, Update
 from .population import Population
 from .training import TrainingConfig, TrainingError, choose_device, measure
-from .weights import InvalidWeights, Tensor, parse, read_table, serialize
+from .weights import InvalidWeights, Tensor, Tensors, parse, read_table, serialize
 
 NO_TENSORS = serialize({})
 """What nothing looks like when it is sent or kept."""

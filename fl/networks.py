@@ -5,7 +5,6 @@ initial weights are in `architectures`, training in `training`.
 """
 
 import copy
-from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -16,7 +15,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .architectures import CNN_CHANNELS, CNN_KERNEL, RESNET_CHANNELS, Architecture
-from .weights import Tensor
+from .weights import Tensor, Tensors
 
 
 class Classifier(nn.Module):
@@ -142,7 +141,7 @@ def get_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
 
 
-def set_tensors(classifier: Classifier, tensors: Mapping[str, Tensor]) -> None:
+def set_tensors(classifier: Classifier, tensors: Tensors) -> None:
     """Copy tensors into a module; names and shapes must be exactly its own."""
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
     classifier.load_state_dict(state, strict=True)

@@ -7,7 +7,7 @@ takes the median where Krum's doesn't hold. Integers (BatchNorm's counters) are 
 push beyond the others.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor, sqrt
 
@@ -15,10 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .aggregation import by_chunks, mean, moved
-from .weights import Tensor
-
-Tensors = Mapping[str, Tensor]
-
+from .weights import Tensor, Tensors
 
 RULES = ("mean", "median", "trimmed-mean", "krum", "multi-krum", "norm-clipping")
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from .aggregation import mean, moved, stepped
 from .architectures import DECISION
-from .robust import RobustRule, Tensors
-from .weights import Tensor
+from .robust import RobustRule
+from .weights import Tensor, Tensors
 
 PAA, PRIOR_ROWS = "paa", "prior-rows"
 """The rules' names."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .aggregation import CHUNK_ELEMENTS, STATISTICS
 from .architectures import DECISION
 from .prototypes import CorrelationMatrix, matrix_of_covariances
-from .robust import Tensors
+from .weights import Tensors
 
 CONSTANT_SPREAD = 1e-3
 """Spread of a client's steps relative to their size below which they are constant; of honest ones it is about 1."""

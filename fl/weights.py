@@ -18,13 +18,16 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 Tensor = NDArray[np.float32] | NDArray[np.int64]
 """What a table can hold; little endian when it comes out of `parse`."""
+
+Tensors: TypeAlias = Mapping[str, Tensor]
+"""Tensors by name: a model's, a part of one, or anything else that a method of learning sends."""
 
 HEADER_ALIGNMENT = 8
 """The data starts at a multiple of this, as the safetensors library writes it."""
@@ -126,7 +129,7 @@ class TensorTable:
         return sum(spec.elements for spec in self.tensors)
 
 
-def table_of(tensors: Mapping[str, Tensor]) -> TensorTable:
+def table_of(tensors: Tensors) -> TensorTable:
     """The table that describes the tensors given.
 
     Raises:
@@ -142,7 +145,7 @@ def expected_size(table: TensorTable) -> int:
     return len(_prefix(table)) + sum(spec.size_bytes for spec in table.tensors)
 
 
-def serialize(tensors: Mapping[str, Tensor]) -> bytes:
+def serialize(tensors: Tensors) -> bytes:
     """The canonical bytes of tensors: equal tensors give equal bytes on every machine.
 
     Args:

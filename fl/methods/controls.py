@@ -6,8 +6,9 @@ from torch import nn
 
 from bflnode.fl.networks import get_tensors
 from bflnode.fl.training import fit
+from bflnode.fl.weights import Tensors
 
-from .method import NOTHING, Gathered, Given, Local, Method, Tensors, Update, same_for_all
+from .method import NOTHING, Gathered, Given, Local, Method, Update, same_for_all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from bflnode.fl.inference import representations
 from bflnode.fl.networks import Classifier, get_tensors
 from bflnode.fl.samples import LabelledData
 from bflnode.fl.training import fit
-from bflnode.fl.weights import Tensor
+from bflnode.fl.weights import Tensor, Tensors
 
 from .method import (
     Gathered,
@@ -21,7 +21,6 @@ from .method import (
     Method,
     MethodError,
     Sent,
-    Tensors,
     Update,
     merged,
     named,

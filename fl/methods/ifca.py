@@ -8,9 +8,9 @@ from torch import nn
 from bflnode.fl.architectures import Architecture
 from bflnode.fl.networks import get_tensors
 from bflnode.fl.training import fit, measure
-from bflnode.fl.weights import Tensor
+from bflnode.fl.weights import Tensor, Tensors
 
-from .method import NOTHING, Gathered, Given, Local, Method, MethodError, Tensors, Update, merged, prefixed, stripped
+from .method import NOTHING, Gathered, Given, Local, Method, MethodError, Update, merged, prefixed, stripped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ packages.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,10 +27,7 @@ from bflnode.fl.robust import RobustRule
 from bflnode.fl.rules import Contribution, Rule, outputs
 from bflnode.fl.samples import LabelledData, Shard
 from bflnode.fl.training import TrainingConfig, choose_device, fit
-from bflnode.fl.weights import Tensor
-
-Tensors: TypeAlias = Mapping[str, Tensor]
-"""Tensors by name: a model's (`networks.get_tensors`), a part of them, or anything else that a method sends."""
+from bflnode.fl.weights import Tensor, Tensors
 
 NOTHING: Tensors = {}
 

@@ -8,8 +8,9 @@ from torch import nn
 from bflnode.fl.architectures import DECISION
 from bflnode.fl.networks import Classifier, get_tensors
 from bflnode.fl.training import fit
+from bflnode.fl.weights import Tensors
 
-from .method import Gathered, Given, Local, Method, MethodError, Tensors, Update, merged, same_for_all
+from .method import Gathered, Given, Local, Method, MethodError, Update, merged, same_for_all
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from bflnode.fl.architectures import Architecture
 from bflnode.fl.population import Population, default_architecture, fitting_architecture
 from bflnode.fl.prototypes import choose_probe, serialize_samples
 from bflnode.fl.robust import RobustRule
-from bflnode.fl.weights import parse
+from bflnode.fl.weights import Tensors, parse
 from bflnode.node.aggregation import choice_name, choice_value
 
 from .chain import ChainOptions, Offer, Outcome, Registration, VirtualChain
@@ -31,7 +31,7 @@ from .store import ExperimentFolder, RunFolder, RunState
 
 if TYPE_CHECKING:
     from bflnode.fl.client_round import ClientJob, ClientResult
-    from bflnode.fl.methods.method import Gathered, Method, Sent, Tensors
+    from bflnode.fl.methods.method import Gathered, Method, Sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +327,7 @@ class Run:
     def _received_id(self, client: int) -> str:
         return self._state.received.get(client, self._state.newcomers)
 
-    def _tensors(self, identifier: str) -> "Tensors":
+    def _tensors(self, identifier: str) -> Tensors:
         """What has this id, parsed once a round: equal models are one object."""
         from bflnode.fl.client_round import read_tensors
 
@@ -337,14 +337,14 @@ class Run:
             self._parsed[identifier] = read_tensors(self._folder.model(identifier))
         return self._parsed[identifier]
 
-    def _put_all(self, given: "Sequence[Tensors]") -> list[str]:
+    def _put_all(self, given: Sequence[Tensors]) -> list[str]:
         ids: dict[int, str] = {}
         for tensors in given:
             if id(tensors) not in ids:
                 ids[id(tensors)] = self._put(tensors)
         return [ids[id(tensors)] for tensors in given]
 
-    def _put(self, tensors: "Tensors") -> str:
+    def _put(self, tensors: Tensors) -> str:
         from bflnode.fl.client_round import write_tensors
 
         content = write_tensors(tensors)

@@ -14,7 +14,7 @@ from bflnode.fl.architectures import Architecture, architecture
 from bflnode.fl.inference import repeatable_torch
 from bflnode.fl.methods import registry
 from bflnode.fl.methods.fedproto import COUNTS, PROTOTYPES
-from bflnode.fl.methods.method import FedAvg, Gathered, Local, Method, MethodError, Sent, Tensors
+from bflnode.fl.methods.method import FedAvg, Gathered, Local, Method, MethodError, Sent
 from bflnode.fl.methods.mixtures import Mixture
 from bflnode.fl.methods.registry import make_method, methods
 from bflnode.fl.networks import get_tensors
@@ -22,7 +22,7 @@ from bflnode.fl.prior import WithPrior
 from bflnode.fl.robust import RobustRule
 from bflnode.fl.samples import LabelledData, Shard, numbered_classes
 from bflnode.fl.training import TrainingConfig, fit, measure
-from bflnode.fl.weights import Tensor, parse
+from bflnode.fl.weights import Tensor, Tensors, parse
 
 TINY = architecture("mlp/1x1x2/3")
 RESNET = architecture("resnet18/3x32x32/10")

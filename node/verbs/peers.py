@@ -70,16 +70,12 @@ def peers_list(home: "Home", as_json: bool, banned: bool) -> None:
 @json_option
 def peers_ban(target: str, duration: str | None, reason: str, home: "Home", as_json: bool) -> None:
     """Ban a peer or an IP address, and end its connections. Works on a stopped node too, and outlives restarts."""
-    from bflnode.node.p2p.bans import BanError, check_target
     from bflnode.node.rpc.client import RpcClient
     from bflnode.node.rpc.inspection_peers import ban_line
     from bflnode.node.rpc.reader import find_running
 
     seconds = None if duration is None else _seconds(duration)
-    try:
-        target = check_target(target)
-    except BanError as error:
-        raise CommandError(str(error)) from error
+    target = _target(target)
     running = find_running(home.require())
     if running is not None:
         with RpcClient(running.rpc) as client:
@@ -97,14 +93,10 @@ def peers_ban(target: str, duration: str | None, reason: str, home: "Home", as_j
 @json_option
 def peers_unban(target: str, home: "Home", as_json: bool) -> None:
     """End a ban; the peer may connect again at once."""
-    from bflnode.node.p2p.bans import BanError, check_target
     from bflnode.node.rpc.client import RpcClient
     from bflnode.node.rpc.reader import find_running
 
-    try:
-        target = check_target(target)
-    except BanError as error:
-        raise CommandError(str(error)) from error
+    target = _target(target)
     running = find_running(home.require())
     if running is not None:
         with RpcClient(running.rpc) as client:
@@ -115,6 +107,16 @@ def peers_unban(target: str, home: "Home", as_json: bool) -> None:
     if not answer["was_banned"]:
         raise CommandError(f"{target} is not banned: `bflnode peers list --banned` shows who is")
     emit(answer, as_json, lambda found: facts([("not banned any more", found["target"])]))
+
+
+def _target(text: str) -> str:
+    """Whom to ban or let in again, as bans are kept."""
+    from bflnode.node.p2p.bans import BanError, check_target
+
+    try:
+        return check_target(text)
+    except BanError as error:
+        raise CommandError(str(error)) from error
 
 
 @contextmanager

@@ -29,7 +29,11 @@ Found = TypeVar("Found")
 
 
 def eventually(what: str, find: Callable[[], Found | None], deadline_s: float = DEADLINE_S) -> Found:
-    """What `find` returns once that isn't None or False. The only place where these tests wait for something."""
+    """What `find` returns once that isn't None or False. Tests of real processes wait only here.
+
+    Raises:
+        AssertionError: not before the deadline.
+    """
     end = time.monotonic() + deadline_s
     while True:
         found = find()

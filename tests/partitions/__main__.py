@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.partitions.namespaces import NotPermitted, is_inside, require_permission, unshare_command
-from tests.partitions.scenarios import SCENARIOS, Outcome, Violation, run_scenarios, to_json
+from tests.partitions.scenarios import SCENARIOS, Outcome, run_scenarios, to_json
 
 
 def main() -> int:
@@ -38,7 +38,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bflpart-") as folder:
         try:
             outcomes = run_scenarios(Path(folder), names, lambda text: print(text, file=sys.stderr), arguments.seed)
-        except Violation as violation:
+        except AssertionError as violation:
             print(f"tests.partitions: {violation}", file=sys.stderr)
             return 1
     if arguments.json:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 import tomli_w
 
@@ -34,16 +34,13 @@ from bflnode.node.p2p.peer_identity import peer_id_text
 from bflnode.node.rpc.client import RpcClient
 from bflnode.node.rpc.refusals import RpcError, UnreachableError
 from bflnode.node.testnets.homes import TestnetOptions, make_testnet
-from tests.e2e.network import command
+from tests.e2e.network import DEADLINE_S, command, eventually
 from tests.partitions.namespaces import PEERS, SWITCH_HOST, Machine, Switch
 from tests.partitions.proxy import Line, Proxies, Route
 
 NODES = 7
 PEER_PORT = 26656
 RPC_PORT = 26657
-POLL_S = 0.02
-DEADLINE_S = 120.0
-START_DEADLINE_S = 180.0
 BLOCKS_MEASURED = 20
 """Blocks over which the time per block is taken."""
 
@@ -54,12 +51,11 @@ HALTED_S = 5.0
 
 PROXY_PORT = 30_000
 
-Found = TypeVar("Found")
 Say = Callable[[str], None]
 
 
 class Violation(AssertionError):
-    """Nodes disagree, something was lost, or the network didn't go on."""
+    """Nodes disagree, or something was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,22 +73,6 @@ class Outcome:
     done: str
     measured: str
     seconds: float
-
-
-def eventually(what: str, find: Callable[[], Found | None], deadline_s: float = DEADLINE_S) -> Found:
-    """What `find` returns once that isn't None or False.
-
-    Raises:
-        Violation: not before the deadline.
-    """
-    end = time.monotonic() + deadline_s
-    while True:
-        found = find()
-        if found is not None and found is not False:
-            return found
-        if time.monotonic() > end:
-            raise Violation(f"not within {deadline_s:.0f} s: {what}")
-        time.sleep(POLL_S)
 
 
 class RunningNode:
@@ -310,7 +290,7 @@ class Scenarios:
             time.sleep(STILL_S)
             return before == highest()
 
-        eventually("votes that were on their way have been counted", stands_still, DEADLINE_S)
+        eventually("votes that were on their way have been counted", stands_still)
         before = highest()
         time.sleep(HALTED_S)
         if (after := highest()) != before:
@@ -332,7 +312,7 @@ def run_scenarios(directory: Path, names: Sequence[str], say: Say, seed: int) ->
     """Run scenarios by name, those of cables on one network, "lines" on a second.
 
     Raises:
-        Violation: see `Scenarios`.
+        AssertionError: a `Violation`, or the network didn't go on in time.
     """
     outcomes: list[Outcome] = []
     direct = [name for name in names if name != "lines"]
@@ -376,9 +356,7 @@ def _nodes(directory: Path, switch: Switch, say: Say, *, with_proxies: bool) -> 
     try:
         for node in nodes:
             node.start()
-        eventually(
-            "all nodes are connected", lambda: all(node.peers() == NODES - 1 for node in nodes), START_DEADLINE_S
-        )
+        eventually("all nodes are connected", lambda: all(node.peers() == NODES - 1 for node in nodes))
         say(f"{NODES} nodes run in namespaces of their own")
         with Load(nodes, chain_id) as load:
             yield Scenarios(switch, nodes, say), load

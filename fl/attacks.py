@@ -14,7 +14,11 @@ from .weights import Tensor, Tensors
 
 NAMES = ("label-flip", "sign-flip", "noise", "model-replacement", "copy", "lazy")
 """What attacks there are: labels turned round, the step turned round, noise on every weight, a step so large that the
-mean becomes the attacker's model (Bagdasaryan et al. 2020, eq. 3), another's model, the received model untrained."""
+mean becomes what the attackers learned of turned labels (Bagdasaryan et al. 2020, eq. 3; several attackers share it
+out), another's model, the received model untrained."""
+
+POISONING = ("label-flip", "model-replacement")
+"""Attacks that train on turned labels."""
 
 
 class AttackError(ValueError):
@@ -49,10 +53,12 @@ class Attack:
         return frozenset(range(clients - round(self.share * clients), clients))
 
     def poisoned(self, shard: Shard) -> Shard:
-        """A hostile client's data: with labels flipped to `classes - 1 - label`, if that is the attack."""
-        return shard if self.name != "label-flip" else Shard(_flipped(shard.train), shard.test)
+        """A hostile client's data: with labels flipped to `classes - 1 - label`, if that is part of the attack."""
+        return shard if self.name not in POISONING else Shard(_flipped(shard.train), shard.test)
 
-    def forged(self, sent: Tensors, received: Tensors, others: Sequence[Tensors], seed: int) -> Tensors:
+    def forged(
+        self, sent: Tensors, received: Tensors, others: Sequence[Tensors], seed: int, *, hostile: int = 1
+    ) -> Tensors:
         """What a hostile client sends in place of its model.
 
         Args:
@@ -60,13 +66,14 @@ class Attack:
             received: what it had received.
             others: what honest clients sent, for who copies.
             seed: of what is drawn.
+            hostile: how many clients attack in this learning round, this one among them.
         """
         generator = np.random.default_rng(seed)
         match self.name:
             case "sign-flip":
                 return moved(received, sent, -self.strength)
             case "model-replacement":
-                return moved(received, sent, self.strength * (len(others) + 1))
+                return moved(received, sent, self.strength * (len(others) + hostile) / hostile)
             case "noise":
                 return {name: self._noisy(tensor, generator) for name, tensor in sent.items()}
             case "copy":

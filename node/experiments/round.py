@@ -157,9 +157,11 @@ class Run:
         honest = [tensors[client] for client in results if client not in hostile]
         received = {client: self._tensors(self._received_id(client)) for client in results}
         if attack is not None and not self._is_centralised:
-            for client in sorted(hostile & tensors.keys()):
+            attackers = sorted(hostile & tensors.keys())
+            for client in attackers:
                 seed = drawn_seed("attack", self._plan.seed, number, client)
-                tensors[client] = dict(attack.forged(tensors[client], received[client], honest, seed))
+                own, given = tensors[client], received[client]
+                tensors[client] = dict(attack.forged(own, given, honest, seed, hostile=len(attackers)))
         return {
             client: Sent(
                 client=client,

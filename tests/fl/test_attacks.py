@@ -35,6 +35,15 @@ def test_a_replacement_moves_the_mean_to_the_attackers_model() -> None:
     assert np.mean([sent["w"], *(other["w"] for other in honest)], axis=0).tolist() == [2.0, 4.0]
 
 
+def test_several_attackers_share_a_replacement_out() -> None:
+    received, honest = model(1.0, 1.0), [model(1.0, 1.0)] * 3
+    attack = Attack(name="model-replacement")
+
+    sent = [attack.forged(model(*wanted), received, honest, seed=1, hostile=2)["w"] for wanted in ((2, 4), (4, 0))]
+
+    assert np.mean([*sent, *(other["w"] for other in honest)], axis=0).tolist() == [3.0, 2.0]
+
+
 def test_a_lazy_client_sends_what_it_received_and_a_copier_what_another_sent() -> None:
     assert forged("lazy") == [1.0, 1.0]
     assert forged("copy") in ([7.0, 7.0], [8.0, 8.0], [9.0, 9.0])
@@ -48,14 +57,16 @@ def test_noise_is_drawn_by_the_seed() -> None:
     assert attack.forged({"n": np.array(3)}, {}, (), 1)["n"].tolist() == 3
 
 
-def test_labels_are_flipped_in_the_training_data_alone() -> None:
+@pytest.mark.parametrize("name", ["label-flip", "model-replacement"])
+def test_labels_are_flipped_in_the_training_data_alone(name: str) -> None:
     data = LabelledData(np.zeros((3, 1, 1, 1), dtype=np.float32), np.array([0, 1, 2]), numbered_classes(3))
 
-    poisoned = Attack(name="label-flip").poisoned(Shard(data, data))
+    poisoned = Attack(name=name).poisoned(Shard(data, data))
 
     assert poisoned.train.labels.tolist() == [2, 1, 0]
     assert poisoned.test.labels.tolist() == [0, 1, 2]
     assert forged("label-flip") == [2.0, 4.0]
+    assert Attack(name="noise").poisoned(Shard(data, data)).train is data
 
 
 @pytest.mark.parametrize(

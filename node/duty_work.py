@@ -377,7 +377,7 @@ class DutyWork:
             await self._tools.exchange.fetch(specification.probe_set, max_bytes=MAX_SAMPLES_BYTES)
             probe = PublicProbe(str(await self._path(specification.probe_set)), seed, specification.psi)
         else:
-            probe = ProbeSamples(str(await self._path(opening.samples)))
+            probe = ProbeSamples(str(await self._path(opening.samples)), specification.psi)
         return MatrixJob(specification.architecture, paths, probe)
 
     async def _combine(

@@ -405,7 +405,7 @@ class _RoundAudit:
                 chosen, paths, PublicProbe(probe_paths[0], self.settled.probe_seed, self.specification.psi)
             )
         self._check_published(Path(probe_paths[0]))
-        return MatrixJob(chosen, paths, ProbeSamples(probe_paths[0]))
+        return MatrixJob(chosen, paths, ProbeSamples(probe_paths[0], self.specification.psi))
 
     def _check_matrix(self, paths: tuple[str, ...], base_paths: tuple[str, ...], probe_paths: tuple[str, ...]) -> None:
         """Level 3: every similarity that rounding doesn't decide within the tolerance."""
@@ -428,13 +428,14 @@ class _RoundAudit:
                 raise self._found(Check.MATRIX, "level-3", f"{self._name()}, similarity of {names}", expected, str(is_))
 
     def _check_published(self, path: Path) -> None:
-        """An aggregator's own probe must be samples of one category."""
+        """An aggregator's own probe must be samples of one category, and no more than the task says."""
         from bflnode.fl.architectures import architecture
         from bflnode.fl.prototypes import SampleLimits, parse_samples
 
         chosen = architecture(self.specification.architecture)
+        limits = SampleLimits(chosen.input_shape, chosen.classes, self.specification.psi)
         try:
-            labels = parse_samples(path.read_bytes(), SampleLimits(chosen.input_shape, chosen.classes)).labels
+            labels = parse_samples(path.read_bytes(), limits).labels
         except ValueError as error:
             raise self._found(Check.PROBE, "format", path.name, "a file of samples", str(error)) from error
         categories = sorted({int(label) for label in labels})

@@ -227,8 +227,8 @@ def _probe_inputs(probe: PublicProbe | ProbeSamples, chosen: Architecture) -> In
     from bflnode.fl.prototypes import choose_probe
 
     match probe:
-        case ProbeSamples(samples_path):
-            samples = _samples(Path(samples_path), chosen)
+        case ProbeSamples(samples_path, psi):
+            samples = _samples(Path(samples_path), chosen, max_samples=psi)
             if len(set(samples.labels.tolist())) != 1:
                 raise ValueError(f"{samples_path}: the samples of a probe must all be of one category")
             return samples.inputs
@@ -313,12 +313,12 @@ def _prior(path: str) -> LabelledData | None:
     return load_shard(Path(path)).train if path else None
 
 
-def _samples(path: Path, chosen: Architecture) -> LabelledData:
+def _samples(path: Path, chosen: Architecture, **bounds: int) -> LabelledData:
     """A sample file, which may be hostile."""
     from bflnode.fl.prototypes import SampleLimits, parse_samples
 
     with _naming(path):
-        return parse_samples(_map(path), SampleLimits(chosen.input_shape, chosen.classes))
+        return parse_samples(_map(path), SampleLimits(chosen.input_shape, chosen.classes, **bounds))
 
 
 @contextmanager

@@ -127,9 +127,10 @@ class PublicProbe:
 
 @dataclass(frozen=True, slots=True)
 class ProbeSamples:
-    """Samples an aggregator published: a file as `OwnProbeJob` writes it."""
+    """Samples an aggregator published: a file as `OwnProbeJob` writes it, of psi samples at most."""
 
     samples_path: str
+    psi: int
 
 
 @dataclass(frozen=True, slots=True)

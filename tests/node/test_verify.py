@@ -146,7 +146,7 @@ def test_result_turns_into_json(home: Path) -> None:
 
 
 def test_aggregators_own_probe_and_weights_by_samples_are_verified_too(chain: Callable[..., LearningChain]) -> None:
-    own = chain(probe_mode=ProbeMode.AGGREGATOR, weighting=Weighting.SAMPLES)
+    own = chain(probe_mode=ProbeMode.AGGREGATOR, weighting=Weighting.SAMPLES, probe_labels=(1,) * 4)
     own.run_round()
     own.store.close()
     verification = verify(own.home, reexecute=True)
@@ -447,6 +447,15 @@ def test_published_probe_of_two_categories_is_found(chain: Callable[..., Learnin
     fault = verify_chain(liar.store, liar.blobs, reexecute=True).fault
     assert fault is not None
     assert (fault.check, fault.rule, fault.got) == (Check.PROBE, "one-category", "categories [0, 1]")
+
+
+def test_published_probe_of_too_many_samples_is_found(chain: Callable[..., LearningChain]) -> None:
+    liar = chain(probe_mode=ProbeMode.AGGREGATOR, probe_labels=(0,) * 5)
+    liar.run_round()
+    fault = verify_chain(liar.store, liar.blobs, reexecute=True).fault
+    assert fault is not None
+    assert (fault.check, fault.rule) == (Check.PROBE, "format")
+    assert "4 samples have" in fault.got
 
 
 def test_models_that_are_not_of_the_tasks_architecture_are_found(chain: Callable[..., LearningChain]) -> None:

@@ -27,7 +27,7 @@ MESSAGES: list[WorkerMessage] = [
     Hello(42),
     RunJob(1, TrainJob("mlp/1x8x8/10", "/a", "/b", "/c", epochs=3, learning_rate=0.01)),
     RunJob(2, MatrixJob("mlp/1x8x8/10", ("/a", "/b"), PublicProbe("/p", b"\x00\xff", 16))),
-    RunJob(3, UnsettledJob(MatrixJob("mlp/1x8x8/10", ("/a", "/b"), ProbeSamples("/p")), b"\x00\x01", 10)),
+    RunJob(3, UnsettledJob(MatrixJob("mlp/1x8x8/10", ("/a", "/b"), ProbeSamples("/p", 32)), b"\x00\x01", 10)),
     JobDone(3, UnsettledResult(b"\x01")),
     Progress(2, 0.5, "half"),
     JobDone(2, PredictResult((1, 0), ((0.25, 0.75), (1.0, 0.0)))),

@@ -200,11 +200,21 @@ async def test_own_probe_can_be_used_for_the_matrix(trainer: Trainer, files: Pat
     probe = tmp_path / "probe"
     made = await trainer.run(OwnProbeJob(str(files / "shard.npz"), seed=b"secret", psi=8, output_path=str(probe)))
     result = await trainer.run(
-        MatrixJob(ARCHITECTURE, (str(files / "model-0"), str(files / "model-1")), ProbeSamples(str(probe)))
+        MatrixJob(ARCHITECTURE, (str(files / "model-0"), str(files / "model-1")), ProbeSamples(str(probe), psi=8))
     )
 
     assert made.size_bytes == probe.stat().st_size
     assert len(result.triangle) == 2
+
+
+async def test_an_aggregators_probe_of_more_samples_than_the_task_says_is_bad_input(
+    trainer: Trainer, files: Path, tmp_path: Path
+) -> None:
+    probe = tmp_path / "probe"
+    await trainer.run(OwnProbeJob(str(files / "shard.npz"), seed=b"secret", psi=8, output_path=str(probe)))
+    with pytest.raises(JobError, match="7 samples have") as refused:
+        await trainer.run(MatrixJob(ARCHITECTURE, (str(files / "model-0"),), ProbeSamples(str(probe), psi=7)))
+    assert refused.value.reason is RefusalReason.BAD_INPUT
 
 
 async def test_initial_model_is_that_of_its_seed(trainer: Trainer, tmp_path: Path) -> None:

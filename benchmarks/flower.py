@@ -6,7 +6,8 @@
 Both train the same clients (Fashion-MNIST, Dirichlet), from the same initial model, on the same batches, with the same
 code for a client's training; both measure each client before and after it; both have the same number of workers with
 a thread each. So what differs is the engine: starting up, moving models, and for ours writing a checkpoint a round.
-Runs alternate. Flower wants its own environment; it needs torch and torchvision of the same versions as here.
+A third side is Flower with a client in plain PyTorch, as its users write it: the same work but for the order of
+samples. Runs alternate. Flower wants its own environment; it needs torch and torchvision of the same versions as here.
 Times are from starting the process to its line for each round; memory is the largest proportional set size of all of
 its processes together, looked at each second.
 """
@@ -24,6 +25,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -95,7 +97,7 @@ def run_ours(options: argparse.Namespace, jobs: int, folder: Path) -> Measured:
     return measured
 
 
-def run_flower(options: argparse.Namespace, jobs: int, folder: Path) -> Measured:
+def run_flower(options: argparse.Namespace, jobs: int, folder: Path, *, is_plain: bool = False) -> Measured:
     numbers = range(1, options.rounds + 1)
     initial, results, file = folder / "initial", folder / "results.json", folder / "specification.json"
     initial.write_bytes(architecture(ARCHITECTURE).initial_weights(options.seed))
@@ -110,6 +112,7 @@ def run_flower(options: argparse.Namespace, jobs: int, folder: Path) -> Measured
         "initial": str(initial),
         "results": str(results),
         "jobs": jobs,
+        "plain": is_plain,
     }
     file.write_text(json.dumps(specification))
     view = folder / "view" / "bflnode"
@@ -177,7 +180,7 @@ def _family(root: int) -> list[int]:
     return family
 
 
-SIDES = {"bflnode": run_ours, "Flower": run_flower}
+SIDES = {"bflnode": run_ours, "Flower": run_flower, "Flower, plain PyTorch": partial(run_flower, is_plain=True)}
 
 
 def main() -> None:
@@ -217,8 +220,9 @@ def _compare(options: argparse.Namespace, jobs: int) -> None:
     table = {side: _figures(measured) for side, measured in runs.items()}
     for side, figures in table.items():
         print(f"| {side} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |")
-    ratios = (theirs / own for own, theirs in zip(table["bflnode"], table["Flower"], strict=True))
-    print("| Flower / bflnode | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+    for side in list(SIDES)[1:]:
+        ratios = (theirs / own for own, theirs in zip(table["bflnode"], table[side], strict=True))
+        print(f"| {side} / bflnode | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
     for what in ("received", "post"):
         for side, measured in runs.items():
             print(f"{what} of {side}: " + ", ".join(f"{value:.4f}" for value in getattr(measured[0], what)))

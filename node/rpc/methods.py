@@ -4,10 +4,11 @@ What belongs here: reading the parts of a `Node`, and the two things that RPC ma
 verify its chain. HTTP and JSON-RPC are `server`'s.
 """
 
+import math
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -34,6 +35,8 @@ READING_THREADS = 4
 MAX_WAITING_LISTED = 100
 """Waiting transactions in one answer."""
 
+Answer = TypeVar("Answer")
+
 
 class UnknownMethodError(Exception):
     """A method that doesn't exist; the message names those that do."""
@@ -49,6 +52,8 @@ class RpcMethods:
         self._inspector = Inspector(sources)
         self._verifying = trio.CapacityLimiter(1)
         self._reading = trio.CapacityLimiter(READING_THREADS)
+        self._looking = trio.Lock()
+        self._rested_s = -math.inf
         self._own: dict[str, Callable[..., Awaitable[Any]]] = {
             "status": self.status,
             "health": self.health,
@@ -87,7 +92,22 @@ class RpcMethods:
         values = bind(inspection, params)
         if method in IN_THREAD:
             return await trio.to_thread.run_sync(lambda: inspection(self._inspector, **values), limiter=self._reading)
-        return inspection(self._inspector, **values)
+        return await self._in_turn(lambda: inspection(self._inspector, **values))
+
+    async def _in_turn(self, look: Callable[[], Answer]) -> Answer:
+        """Look at what only the node's own thread may see: callers one after the other have half of its time.
+
+        To list two thousand models takes 0.3 s. Sixty-four connections that asked for it again and again left
+        agreement so little that a block took 25 s.
+        """
+        async with self._looking:
+            await trio.sleep_until(self._rested_s)
+            began_s = trio.current_time()
+            try:
+                return look()
+            finally:
+                now_s = trio.current_time()
+                self._rested_s = now_s + (now_s - began_s)
 
     async def status(self) -> Json:
         """The node and its chain at a glance."""
@@ -160,7 +180,7 @@ class RpcMethods:
 
     async def debug_tasks(self) -> Json:
         """What each task and thread of this process is doing: places in the code, no values."""
-        return task_dump()
+        return await self._in_turn(task_dump)
 
     async def unconfirmed_transactions(self) -> Json:
         """Transactions that wait for a block, in order of arrival."""

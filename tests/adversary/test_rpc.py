@@ -1,7 +1,10 @@
 """What any user of this machine could send to the RPC port."""
 
+import time
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -9,6 +12,8 @@ import trio
 from bflnode.node.configuration import load_configuration
 from bflnode.node.node import open_node
 from bflnode.node.rpc import server as rpc
+from bflnode.node.rpc.calls import INSPECTIONS
+from bflnode.node.rpc.methods import RpcMethods
 from tests.node.rpc.test_server import two_accounts
 
 
@@ -43,3 +48,25 @@ async def test_nobody_is_spoken_to_in_http_2(port: int) -> None:
     answer = await said(port, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n" + upgrade + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"\r\n\r\nok\n")
+
+
+async def test_callers_of_what_is_slow_leave_half_of_the_time_to_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixty-four that listed the models of twenty rounds, over and over, had a block of their node take 25 s."""
+    looks: list[tuple[float, float]] = []
+
+    def slow(_: Any) -> None:
+        began_s = trio.current_time()
+        time.sleep(0.01)
+        looks.append((began_s, trio.current_time()))
+
+    monkeypatch.setitem(INSPECTIONS, "models", slow)
+    home, _ = two_accounts(tmp_path / "asked")
+    async with open_node(home, load_configuration(home)) as node:
+        methods = RpcMethods(node, "")
+        async with trio.open_nursery() as nursery:
+            for _ in range(16):
+                nursery.start_soon(methods.call, "models", {})
+    assert len(looks) == 16
+    assert all(begun - ended >= ended - began for (began, ended), (begun, _) in pairwise(looks))

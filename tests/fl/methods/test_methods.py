@@ -143,6 +143,24 @@ def test_who_joins_late_starts_from_what_a_method_gives_newcomers(name: str) -> 
     assert measure(model, data([0, 1, 2])).samples == 3
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_training_begins_with_the_model_that_was_measured(name: str) -> None:
+    method = make_method(name, {})
+    start = method.start(TINY, initial(), 1)
+    first = method.train(local(received=start))
+    given = method.aggregate(gathered(sent(0, first.sent, received=start), labels=(0,)))
+    still = TrainingConfig(epochs=1, learning_rate=1e-12) if name != "fedrep" else TrainingConfig(learning_rate=1e-12)
+    client = local(round=2, received=given.received[0], kept=first.kept, config=still)
+
+    before, update = method.personal_model(client).state_dict(), method.train(client)
+
+    after = update.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
+    if name != "prior-rows":  # what it keeps is the round itself, and not a model
+        assert is_close(update.kept, first.kept)
+
+
 # FedAvg, FedProx
 
 
@@ -192,6 +210,17 @@ def test_paa_compares_models_by_their_prototypes_and_label_clusters_by_histogram
     assert matrices == [([[10000, 10000], [10000, 10000]], 2), ([[10000, -5000], [-5000, 10000]], 2)]
 
 
+@pytest.mark.parametrize("name", ["paa", "prior-rows"])
+def test_clusters_that_a_ledger_has_found_are_taken(name: str) -> None:
+    method = make_method(name, {"shared": 0.0, "server_step": 1.0} if name == "prior-rows" else {})
+    everybody = gathered(sent(0, shifted(initial(), 1.0)), sent(1, shifted(initial(), 3.0)), labels=(0, 0))
+
+    given = method.aggregate(replace(everybody, labels=(0, 1)))
+
+    assert given.labels == (0, 1)
+    assert is_close(given.received[1], shifted(initial(), 3.0))
+
+
 def test_random_clusters_stay_and_have_nearly_equal_sizes() -> None:
     method = make_method("random-clusters", {"clusters": 2})
     everybody = gathered(*(sent(at, initial()) for at in range(5)))
@@ -217,6 +246,15 @@ def test_ifca_trains_the_model_that_fits_best_and_leaves_the_others() -> None:
     assert np.array_equal(given.received[0]["model1.decision.bias"], update.sent["model1.decision.bias"])
 
 
+def test_ifca_chooses_by_the_training_data_alone() -> None:
+    method = make_method("ifca", {"clusters": 2})
+    start = dict(method.start(TINY, initial(), 1))
+    start["model1.decision.bias"] = np.array([0.0, 0.0, 50.0], dtype=np.float32)
+    client = local(received=start, shard=Shard(data([2, 2]), data([0, 0])))
+
+    assert {name.split(".")[0] for name in method.train(client).sent} == {"model1"}
+
+
 # Personal parts
 
 
@@ -231,18 +269,36 @@ def test_the_decision_layer_is_never_sent_and_comes_back_in_the_next_round(name:
     assert np.array_equal(get_tensors(again)["decision.weight"], update.kept["decision.weight"])  # type: ignore[arg-type]
 
 
-def test_fedrep_trains_the_decision_layer_first_and_the_representation_alone_afterwards() -> None:
-    client = local(config=TrainingConfig(epochs=2, batch_size=6, learning_rate=0.01))
-    by_hand = client.classifier()
-    fit(by_hand, client.shard.train, replace(client.config, epochs=1), parameters=by_hand.decision.parameters())
-    head = {name: tensor for name, tensor in get_tensors(by_hand).items() if name.startswith("decision.")}
+@pytest.mark.parametrize("name", ["fedper", "fedrep"])
+def test_shared_layers_are_averaged_and_the_decision_layer_stays_as_it_began_for_newcomers(name: str) -> None:
+    shared = [
+        {key: tensor for key, tensor in shifted(initial(), by).items() if key.startswith("representation.")}
+        for by in (1.0, 3.0)
+    ]
 
-    update = make_method("fedrep", {"head_epochs": 1}).train(client)
+    given = make_method(name, {}).aggregate(gathered(*(sent(at, own) for at, own in enumerate(shared))))
+
+    averaged = shifted(initial(), 2.0)
+    assert is_close(
+        given.newcomers,
+        {key: averaged[key] if key.startswith("representation.") else tensor for key, tensor in initial().items()},
+    )
+
+
+def test_fedrep_trains_the_decision_layer_first_and_the_representation_alone_afterwards() -> None:
+    client = local(config=TrainingConfig(epochs=3, batch_size=3, learning_rate=0.01))
+    by_hand = client.classifier()
+    fit(by_hand, client.shard.train, replace(client.config, epochs=2), parameters=by_hand.decision.parameters())
+    head = {name: tensor for name, tensor in get_tensors(by_hand).items() if name.startswith("decision.")}
+    rest = replace(client.config, epochs=1, seed=client.config.seed + 1)
+    fit(by_hand, client.shard.train, rest, parameters=by_hand.representation.parameters())
+
+    update = make_method("fedrep", {"head_epochs": 2}).train(client)
 
     assert is_close(update.kept, head)
-    assert change(update.sent, client.received) > 0
+    assert is_close({**update.sent, **update.kept}, get_tensors(by_hand))
     with pytest.raises(MethodError, match="leave at least one"):
-        make_method("fedrep", {"head_epochs": 2}).train(client)
+        make_method("fedrep", {"head_epochs": 3}).train(client)
 
 
 def test_fedbn_keeps_normalisations_and_without_any_is_fedavg() -> None:
@@ -269,6 +325,15 @@ def test_fedrod_predicts_generally_without_its_personal_head() -> None:
         measure(method.personal_model(after), client.shard.test).loss
         < measure(method.general_model(after), client.shard.test).loss
     )
+
+
+@pytest.mark.parametrize(("step", "by"), [(1.0, 2.0), (1.5, 3.0)])
+def test_fedrod_goes_a_step_towards_the_mean_and_1_is_the_mean(step: float, by: float) -> None:
+    everybody = gathered(sent(0, shifted(initial(), 1.0)), sent(1, shifted(initial(), 3.0)))
+
+    given = make_method("fedrod", {"server_step": step}).aggregate(everybody)
+
+    assert is_close(given.newcomers, shifted(initial(), by))
 
 
 def test_ditto_sends_what_fedavg_sends_and_holds_its_own_model_near_what_it_received() -> None:
@@ -314,6 +379,29 @@ def test_fedproto_sends_class_means_and_averages_them_over_who_has_the_class() -
     given = method.aggregate(gathered(sent(0, one), sent(1, two))).newcomers
     assert given[PROTOTYPES][:, 0].tolist() == [3.0, 4.0, 0.0]
     assert given[COUNTS].tolist() == [3, 3, 0]
+
+
+def test_a_class_that_nobody_reports_keeps_what_was_known_of_it() -> None:
+    known = {PROTOTYPES: np.full((3, TINY.code_length), 7.0, np.float32), COUNTS: np.array([2, 2, 9])}
+    own = {PROTOTYPES: np.full((3, TINY.code_length), 1.0, np.float32), COUNTS: np.array([4, 0, 0])}
+
+    given = make_method("fedproto", {}).aggregate(gathered(sent(0, own, received={**initial(), **known}))).newcomers
+
+    assert given[PROTOTYPES][:, 0].tolist() == [1.0, 7.0, 7.0]
+    assert given[COUNTS].tolist() == [4, 2, 9]
+
+
+@pytest.mark.parametrize(("name", "averages"), [("fedproto", False), ("fedproto", True), ("fedhkd", True)])
+def test_models_are_averaged_where_they_are_sent(name: str, averages: bool) -> None:
+    method = make_method(name, {"average_models": averages} if name == "fedproto" else {})
+    sends = [dict(method.train(local()).sent) for _ in range(2)]
+    for own, by in zip(sends, (1.0, 3.0), strict=True):
+        own.update(shifted(initial(), by) if averages else {})
+
+    given = method.aggregate(gathered(*(sent(at, own) for at, own in enumerate(sends)))).newcomers
+
+    assert (set(initial()) <= set(sends[0])) == averages
+    assert is_close({key: given[key] for key in initial()}, shifted(initial(), 2.0) if averages else initial())
 
 
 def test_fedproto_draws_codes_towards_the_prototypes_of_their_class() -> None:
@@ -408,6 +496,29 @@ def test_clients_with_alike_steps_are_together_under_similarity_by_updates() -> 
     assert given.labels == (0, 1, 0, 1)
 
 
+def test_without_a_prior_all_classes_count_alike_and_without_a_mask_absent_ones_count_half_a_sample() -> None:
+    client = local(labels=[0, 1, 1, 1])
+
+    none, unmasked = (
+        make_method("prior-rows", settings).personal_model(client) for settings in ({"prior": False}, {"mask": False})
+    )
+
+    assert isinstance(none, WithPrior)
+    assert isinstance(unmasked, WithPrior)
+    assert none.log_prior.tolist() == pytest.approx([np.log(1 / 3)] * 3)
+    assert unmasked.log_prior.tolist() == pytest.approx(np.log([1 / 4.5, 3 / 4.5, 0.5 / 4.5]).tolist())
+
+
+def test_without_rows_the_decision_layer_is_the_mean_over_all() -> None:
+    one, two = shifted(initial(), 1.0), shifted(initial(), 3.0)
+
+    given = make_method("prior-rows", {"rows": False, "server_step": 1.0}).aggregate(
+        gathered(sent(0, one, histogram=(5, 5, 0)), sent(1, two, histogram=(0, 5, 0)))
+    )
+
+    assert is_close(given.newcomers, shifted(initial(), 2.0))
+
+
 def test_nothing_is_kept_where_nothing_is_carried() -> None:
     assert not make_method("prior-rows", {"carry": 0.0}).train(local()).kept
 
@@ -441,6 +552,12 @@ def test_local_only_goes_on_from_the_own_model_and_sends_nothing() -> None:
     assert first.sent == second.sent == {}
     assert change(second.kept, first.kept) > 0
     assert is_close(method.aggregate(gathered(sent(0, {}))).newcomers, initial())
+
+
+def test_all_data_in_one_place_goes_on_from_its_own_model() -> None:
+    model = shifted(initial(), 1.0)
+
+    assert is_close(make_method("centralised", {}).aggregate(gathered(sent(0, model))).received[0], model)
 
 
 # The registry

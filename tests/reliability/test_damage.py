@@ -9,7 +9,7 @@ import pytest
 
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.errors import CorruptStore
-from tests.storage.test_chain_store import GENESIS, extend
+from tests.storage.chains import GENESIS, extend
 
 BLOCKS = 25
 

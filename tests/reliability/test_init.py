@@ -11,7 +11,7 @@ from bflnode.consensus.genesis import format_genesis
 from bflnode.node.home import Home
 from bflnode.storage.failpoints import VARIABLE
 from tests.e2e.network import command
-from tests.storage.test_chain_store import GENESIS
+from tests.storage.chains import GENESIS
 
 
 @pytest.mark.parametrize("point", ["file.fsync.before=1", "file.rename.after=2", "file.rename.before=4"])

@@ -22,7 +22,7 @@ from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.durable import write_durably
 from bflnode.storage.signer_wal import SignerWal
-from tests.storage.test_chain_store import GENESIS, extend
+from tests.storage.chains import GENESIS, extend
 from tests.storage.test_signer_wal import CHAIN, KEY, SOME
 
 DISK_MIB = 48

@@ -19,7 +19,7 @@ from bflnode.storage.archive import (
     write_blocks,
 )
 from bflnode.storage.chain_store import ChainStore
-from tests.storage.test_chain_store import GENESIS, extend
+from tests.storage.chains import GENESIS, extend
 
 NAME = Path("some.chain")
 HEAD_BYTES = len(MAGIC) + HEAD.size

@@ -8,7 +8,7 @@ from bflnode.consensus.types import BlockId
 from bflnode.storage.chain_check import check_links
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.errors import CorruptStore
-from tests.storage.test_chain_store import GENESIS, change_value, extend
+from tests.storage.chains import GENESIS, change_value, extend
 
 HEIGHT_2, HEIGHT_3 = (2).to_bytes(8), (3).to_bytes(8)
 

@@ -12,9 +12,9 @@ from bflnode.consensus.types import BlockId
 from bflnode.node.p2p.network import PeerId
 from bflnode.node.sync import claims as limits
 from bflnode.node.sync.claims import Claims
+from tests.consensus.machines import block_of, proposal_of, started, vote_of
 from tests.consensus.test_forgery import CHAIN_ID, chain_of, committed, forged_header, known
 from tests.consensus.test_light import KEYS
-from tests.consensus.test_machine import block_of, proposal_of, started, vote_of
 from tests.node.sync.test_claims import LIAR, Clock, is_believed, peer
 
 

@@ -41,7 +41,8 @@ from bflnode.node.sync.state_sync import sync_state
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.snapshot_store import SnapshotStore
-from tests.consensus.harness import Harness, make_keys
+from tests.consensus.harness import Harness
+from tests.consensus.setups import make_keys
 from tests.node.stored_homes import home_with
 
 VALIDATORS = 4

@@ -17,7 +17,8 @@ from bflnode.consensus.state import StateTree
 from bflnode.consensus.tables import SETTLED, settled_key
 from bflnode.consensus.task import Exclusion, Phase, TaskStatus
 from bflnode.consensus.types import MAX_INTEGER, MAX_TIME_MS, Hash
-from tests.consensus.harness import OUTSIDER, Harness
+from tests.consensus.harness import Harness
+from tests.consensus.setups import OUTSIDER
 
 
 def hostile_header(harness: Harness, **fields: int) -> Header:

@@ -14,7 +14,8 @@ from bflnode.consensus.tables import ACCOUNTS, current_round, stake_of
 from bflnode.consensus.task import ProbeMode
 from bflnode.consensus.transaction import Bond, Transaction, Transfer, Unbond, Unjail
 from bflnode.consensus.types import MAX_INTEGER, TOKEN
-from tests.consensus.harness import PARAMETERS, SPECIFICATION, Harness, Setup
+from tests.consensus.harness import Harness
+from tests.consensus.setups import PARAMETERS, SPECIFICATION, Setup
 
 ACTORS = 6
 

@@ -5,7 +5,7 @@ validators' keys and applies them. Nothing is faked but the models: a model is a
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -15,7 +15,6 @@ from bflnode.consensus.block import (
     Commit,
     CommitSignature,
     Header,
-    Validator,
     VoteKind,
     genesis_commit,
     sign_vote,
@@ -23,7 +22,7 @@ from bflnode.consensus.block import (
 from bflnode.consensus.clustering import cluster, triangle_from_matrix
 from bflnode.consensus.duties import Duty, duties
 from bflnode.consensus.evidence import make_evidence
-from bflnode.consensus.genesis import Genesis, GenesisAccount, GenesisTask, Mode, Parameters, task_id
+from bflnode.consensus.genesis import task_id
 from bflnode.consensus.keys import SecretKey, admission_payload
 from bflnode.consensus.leaders import current_leader
 from bflnode.consensus.ledger import (
@@ -35,7 +34,7 @@ from bflnode.consensus.ledger import (
     genesis_state,
     validate_block,
 )
-from bflnode.consensus.rejection import Rejection
+from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.state import StateTree
 from bflnode.consensus.tables import (
     ACCOUNTS,
@@ -51,18 +50,13 @@ from bflnode.consensus.tables import (
     stake_of,
 )
 from bflnode.consensus.task import (
-    Combination,
-    Deadlines,
     LearningRound,
     Participant,
     Phase,
     ProbeMode,
     Rule,
     SettledRound,
-    Similarity,
     Task,
-    TaskSpecification,
-    Weighting,
 )
 from bflnode.consensus.transaction import (
     Admit,
@@ -87,87 +81,22 @@ from bflnode.consensus.transaction import (
     sign_transaction,
 )
 from bflnode.consensus.transaction import Commit as CommitBody
-from bflnode.consensus.types import TOKEN, AccountId, BlobId, BlockId, Hash
+from bflnode.consensus.types import AccountId, BlobId, BlockId, Hash
 from bflnode.consensus.workspace import BlockContext, Event
-
-START_MS = 1_700_000_000_000
-MODEL_BYTES = 1000
-CLASSES = 2
-
-ADMISSION = SecretKey.from_seed(sha256(b"admission").digest())
-OUTSIDER = SecretKey.from_seed(sha256(b"outsider").digest())
-
-DEADLINES = Deadlines(
-    registration_ms=10_000,
-    commit_ms=100_000,
-    reveal_ms=20_000,
-    available_ms=30_000,
-    aggregate_ms=40_000,
-    attest_ms=50_000,
-    grace_permille=500,
-    grace_floor_ms=1_000,
-)
-
-PARAMETERS = Parameters(
-    block_interval_ms=10,
-    heartbeat_ms=60_000,
-    clock_tolerance_ms=1_000,
-    max_step_ms=10_000_000,
-    propose_timeout_ms=1_000,
-    vote_timeout_ms=500,
-    timeout_step_ms=500,
-    admission_amount=5 * TOKEN,
-    copy_memory_rounds=3,
-    minimum_stake=1,
-    unbonding_ms=60_000,
-    jail_ms=10_000,
-    attendance_window=100,
-    missed_to_jail=95,
-)
-
-SPECIFICATION = TaskSpecification(
-    name="task",
-    architecture="linear",
-    classes=CLASSES,
-    model_bytes=MODEL_BYTES,
-    initial_model=BlobId(sha256(b"initial").digest()),
-    rounds=3,
-    reward=20 * TOKEN,
-    clients_start=2,
-    clients_min=2,
-    clients_max=20,
-    clusters=2,
-    rho=2,
-    psi=4,
-    probe_mode=ProbeMode.PUBLIC,
-    probe_set=BlobId(sha256(b"probe set").digest()),
-    validation_set=BlobId(bytes(32)),
-    weighting=Weighting.UNIFORM,
-    rule=Rule.PAA,
-    combination=Combination.MEAN,
-    hostile_permille=200,
-    clip_permille=1000,
-    step_permille=1000,
-    carry_permille=0,
-    shared_permille=1000,
-    similarity=Similarity.PROTOTYPES,
-    tolerance=10,
-    deadlines=DEADLINES,
-    epochs=5,
-    batch_size=64,
-    learning_rate_micro=1000,
+from tests.consensus.setups import (
+    ADMISSION,
+    CLASSES,
+    MODEL_BYTES,
+    START_MS,
+    Setup,
+    make_keys,
+    make_setup,
 )
 
 
 def blob(*parts: object) -> BlobId:
     """An id for a model that is only named."""
     return BlobId(sha256(repr(parts).encode()).digest())
-
-
-def make_keys(count: int, name: str = "actor") -> tuple[SecretKey, ...]:
-    """Key pairs in ascending order of account, so that key number i is client number i."""
-    keys = [SecretKey.from_seed(sha256(f"{name} {number}".encode()).digest()) for number in range(count)]
-    return tuple(sorted(keys, key=lambda key: key.account))
 
 
 def similarity(labels: Sequence[int], high: int = 9_000, low: int = 0) -> list[list[int]]:
@@ -182,38 +111,6 @@ def bits(positions: Iterable[int], count: int) -> bytes:
     """A bitmap with these bits set, least significant first."""
     value = sum(1 << position for position in set(positions))
     return value.to_bytes((count + 7) // 8, "little")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a harness starts from. Validators are the first of the actors, all actors have accounts."""
-
-    actors: int = 4
-    stakes: tuple[int, ...] = (10, 10, 10, 10)
-    queue: tuple[int, ...] = ()
-    specifications: tuple[TaskSpecification, ...] = (SPECIFICATION,)
-    parameters: Parameters = PARAMETERS
-    balance: int = 1_000
-    admission_pool: int = 100 * TOKEN
-
-    def genesis(self, keys: Sequence[SecretKey]) -> Genesis:
-        """The genesis for these keys."""
-        return Genesis(
-            name="test",
-            time_ms=START_MS,
-            mode=Mode.CACC,
-            parameters=self.parameters,
-            accounts=tuple(GenesisAccount(key.account, self.balance) for key in keys),
-            validators=tuple(Validator(key.account, stake) for key, stake in zip(keys, self.stakes, strict=False)),
-            queue=tuple(keys[position].account for position in self.queue),
-            admission_key=ADMISSION.account,
-            admission_pool=self.admission_pool,
-            tasks=tuple(
-                GenesisTask(specification, keys[0].account, specification.rounds * specification.reward)
-                for specification in self.specifications
-            ),
-            beacon=Hash(sha256(b"beacon").digest()),
-        )
 
 
 class Harness:
@@ -367,6 +264,11 @@ class Harness:
         assert len(found) == 2, "the transaction is valid"
         assert (type(found[0]), found[0].reason) == (type(found[1]), found[1].reason)
         return found[0]
+
+    def refusal(self, transaction: Transaction) -> tuple[type[Rejection], Reason]:
+        """Of what kind a transaction's rejection is, and its reason."""
+        rejection = self.rejection(transaction)
+        return type(rejection), rejection.reason
 
     def context(self, after_ms: int = 100, round_: int = 0) -> BlockContext:
         """The context of the next block."""
@@ -613,14 +515,15 @@ class Harness:
         return self.settled(number)
 
 
-def make_setup(
-    *, parameters: dict[str, Any] | None = None, deadlines: dict[str, int] | None = None, **changes: Any
-) -> Setup:
-    """A setup: fields of `Setup` by name, all others are fields of the task's specification."""
-    own = {name: changes.pop(name) for name in tuple(changes) if name in Setup.__dataclass_fields__}
-    changes.setdefault("clients_start", changes.get("clients_min", SPECIFICATION.clients_start))
-    specification = replace(SPECIFICATION, **changes, deadlines=replace(DEADLINES, **(deadlines or {})))
-    own.setdefault("specifications", (specification,))
-    if "stakes" not in own and "actors" in own:
-        own["stakes"] = (10,) * min(own["actors"], 4)
-    return Setup(parameters=replace(PARAMETERS, **(parameters or {})), **own)
+def opened(**changes: Any) -> Harness:
+    """A network whose first learning round has opened with all actors."""
+    harness = Harness(**changes)
+    harness.register_all()
+    return harness
+
+
+def at_phase(phase: Phase, **changes: Any) -> Harness:
+    """A network in a phase of its first learning round, everybody having played."""
+    harness = opened(**changes)
+    harness.play_to(phase)
+    return harness

@@ -1,7 +1,6 @@
 """Duties are functions of state: they appear with their phase and disappear with their transaction."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -23,13 +22,8 @@ from bflnode.consensus.duties import (
 from bflnode.consensus.task import Phase, ProbeMode, class_bitmap
 from bflnode.consensus.transaction import Commit, Probe
 from bflnode.consensus.types import TOKEN
-from tests.consensus.harness import DEADLINES, MODEL_BYTES, OUTSIDER, SPECIFICATION, Harness
-
-
-def opened(**changes: Any) -> Harness:
-    harness = Harness(**changes)
-    harness.register_all()
-    return harness
+from tests.consensus.harness import Harness, opened
+from tests.consensus.setups import DEADLINES, MODEL_BYTES, OUTSIDER, SPECIFICATION
 
 
 def step_of(harness: Harness, actor: int) -> OwnStep | None:

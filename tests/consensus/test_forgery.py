@@ -10,7 +10,8 @@ from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.tables import Validators
 from bflnode.consensus.transaction import sign_transaction
 from bflnode.consensus.types import ChainId, Hash, Signature
-from tests.consensus.harness import OUTSIDER, Harness
+from tests.consensus.harness import Harness
+from tests.consensus.setups import OUTSIDER
 from tests.consensus.test_light import KEY_OF, KEYS, SignedChain, digest
 
 CHAIN = SignedChain([(0, 1, 2, 3)] * 5)

@@ -6,220 +6,14 @@ from typing import Any
 import pytest
 
 from bflnode.consensus.clustering import triangle_from_matrix
-from bflnode.consensus.genesis import task_id
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.tables import current_beacon
-from bflnode.consensus.task import Exclusion, Phase, ProbeMode, TaskStatus, Weighting
+from bflnode.consensus.task import Exclusion, Phase, ProbeMode, Weighting
 from bflnode.consensus.transaction import Aggregate, Attest, Available, Commit, Fault, ProbeOpening, Reveal, Slot
 from bflnode.consensus.types import TOKEN, Hash, TransactionId
-from bflnode.consensus.workspace import EventKind
-from tests.consensus.harness import (
-    DEADLINES,
-    MODEL_BYTES,
-    SPECIFICATION,
-    START_MS,
-    Harness,
-    bits,
-    blob,
-    similarity,
-)
-
-
-def opened(**changes: Any) -> Harness:
-    """A network whose first learning round has opened with all actors."""
-    harness = Harness(**changes)
-    harness.register_all()
-    return harness
-
-
-def at_phase(phase: Phase, **changes: Any) -> Harness:
-    """A network in a phase of its first learning round, everybody having played."""
-    harness = opened(**changes)
-    harness.play_to(phase)
-    return harness
-
-
-def refusal(harness: Harness, transaction: Any) -> tuple[type[Rejection], Reason]:
-    rejection = harness.rejection(transaction)
-    return type(rejection), rejection.reason
-
-
-def kinds(harness: Harness) -> list[EventKind]:
-    return [event.kind for event in harness.events]
-
-
-# REGISTRATION
-
-
-def test_task_runs_as_soon_as_enough_participants_are_registered() -> None:
-    """REGISTRATION --enough participants--> RUNNING."""
-    harness = Harness()
-    harness.block(harness.register(0))
-    assert harness.task.status is TaskStatus.REGISTRATION
-    harness.block(harness.register(1))
-    assert harness.task.status is TaskStatus.RUNNING
-    assert harness.phase is Phase.COMMIT
-
-
-def test_first_round_waits_for_the_clients_that_are_expected() -> None:
-    """`clients_start` is how many it expects: the first learning round waits for them."""
-    harness = Harness(clients_min=2, clients_start=3)
-    harness.block(harness.register(0), harness.register(1))
-    assert harness.task.status is TaskStatus.REGISTRATION
-    harness.block(harness.register(2))
-    assert len(harness.round.clients) == 3
-
-
-def test_from_the_extension_on_the_fewest_clients_are_enough() -> None:
-    """until registration is extended."""
-    harness = Harness(clients_min=2, clients_start=4)
-    harness.block(harness.register(0), harness.register(1))
-    harness.wait(DEADLINES.registration_ms - 101)
-    assert harness.task.status is TaskStatus.REGISTRATION
-    harness.wait(1)
-    assert (harness.task.status, len(harness.round.clients)) == (TaskStatus.RUNNING, 2)
-
-
-def test_later_rounds_do_not_wait_for_all_that_were_expected() -> None:
-    harness = opened(actors=3, clients_min=2, clients_start=3)
-    harness.registers = False
-    harness.block(harness.leave(1), harness.leave(2))
-    harness.play_round()
-    assert harness.task.status is TaskStatus.REGISTRATION
-    harness.block(harness.register(2))
-    assert (harness.task.status, len(harness.round.clients)) == (TaskStatus.RUNNING, 2)
-
-
-def test_registration_is_extended_once_then_the_task_is_cancelled_and_refunded() -> None:
-    """(else one extension, then cancelled and refunded)."""
-    harness = Harness()
-    harness.block(harness.register(1))
-    harness.wait(DEADLINES.registration_ms)
-    assert (harness.task.status, harness.task.is_extended) == (TaskStatus.REGISTRATION, True)
-    harness.wait(DEADLINES.registration_ms - 101)
-    assert harness.task.status is TaskStatus.REGISTRATION
-    harness.wait(1)
-    assert (harness.task.status, harness.task.escrow) == (TaskStatus.CANCELLED, 0)
-    assert harness.balance(0) == 1_000 + 60 * TOKEN
-
-
-def test_late_participant_can_still_start_an_extended_task() -> None:
-    """REGISTRATION --enough participants--> RUNNING, in the extension too."""
-    harness = Harness()
-    harness.block(harness.register(0))
-    harness.wait(DEADLINES.registration_ms)
-    harness.block(harness.register(1))
-    assert harness.task.status is TaskStatus.RUNNING
-
-
-def test_one_task_runs_at_a_time_and_the_next_starts_when_it_ends() -> None:
-    """One RUNNING task at a time."""
-    first, second = replace(SPECIFICATION, rounds=1), replace(SPECIFICATION, name="second", rounds=1)
-    harness = Harness(specifications=(first, second))
-    second_id = task_id(1, harness.genesis.tasks[1])
-    harness.register_all()
-    harness.block(*(harness.register(actor, task=second_id) for actor in range(4)))
-    assert harness.round.slot.task == harness.task_id
-    harness.wait(4 * DEADLINES.registration_ms)
-    assert harness.round.slot.task == harness.task_id, "the clock of a task that can't start stands still"
-    harness.play_round()
-    assert harness.task.status is TaskStatus.DONE
-    assert harness.round.slot == Slot(second_id, 1, 0)
-
-
-def test_registration_beyond_the_most_clients_is_refused() -> None:
-    harness = Harness(clients_max=2)
-    harness.block(harness.register(0), harness.register(1))
-    assert refusal(harness, harness.register(2)) == (Rejection, Reason.LIMIT)
-
-
-@pytest.mark.parametrize("samples", [0])
-def test_registration_without_samples_is_refused(samples: int) -> None:
-    harness = Harness()
-    assert refusal(harness, harness.register(0, samples=samples)) == (Rejection, Reason.MALFORMED)
-
-
-def test_registering_twice_is_refused() -> None:
-    harness = Harness()
-    harness.block(harness.register(0))
-    assert refusal(harness, harness.register(0)) == (Rejection, Reason.DUPLICATE)
-
-
-# OPEN
-
-
-def test_round_opens_with_a_snapshot_sorted_by_key() -> None:
-    """OPEN: snapshot participants, sorted by key; note each client's base model."""
-    harness = Harness()
-    harness.block(*(harness.register(actor) for actor in (3, 1, 0, 2)))
-    assert [client.account for client in harness.round.clients] == [key.account for key in harness.keys]
-    assert {client.base for client in harness.round.clients} == {SPECIFICATION.initial_model}
-    assert [member.account for member in harness.round.committee] == [key.account for key in harness.keys]
-
-
-def test_late_joiner_is_effective_at_the_next_open_with_the_largest_clusters_output() -> None:
-    """late joiner: effective at the next OPEN; base = output of the largest cluster of the last settled round."""
-    harness = Harness(actors=5, clients_min=2)
-    harness.labels = [0, 1, 1, 1]
-    harness.block(*(harness.register(actor) for actor in range(4)))
-    harness.block(harness.register(4))
-    assert len(harness.round.clients) == 4
-    settled = harness.play_round()
-    assert settled.aggregation is not None
-    assert harness.round.clients[4].base == settled.aggregation.outputs[1]
-
-
-def test_of_equally_large_clusters_a_late_joiner_gets_the_one_with_the_lowest_key() -> None:
-    """(tie: the one with the lowest key)."""
-    harness = Harness(actors=5, clients_min=2)
-    harness.labels = [0, 1, 1, 0]
-    harness.block(*(harness.register(actor) for actor in range(4)))
-    harness.block(harness.register(4))
-    settled = harness.play_round()
-    assert settled.aggregation is not None
-    assert harness.round.clients[4].base == settled.aggregation.outputs[0]
-
-
-def test_client_trains_next_from_its_own_clusters_output() -> None:
-    harness = opened()
-    harness.labels = [0, 1, 0, 1]
-    settled = harness.play_round()
-    assert settled.aggregation is not None
-    first, second = settled.aggregation.outputs
-    assert [client.base for client in harness.round.clients] == [first, second, first, second]
-
-
-def test_client_that_leaves_plays_the_current_round_and_not_the_next() -> None:
-    harness = opened()
-    harness.block(harness.leave(3))
-    assert len(harness.round.clients) == 4
-    settled = harness.play_round((0, 1, 2, 3))
-    assert len(settled.included) == 4
-
-
-def test_task_waits_when_too_few_participants_are_left_and_goes_on_when_one_returns() -> None:
-    harness = opened(actors=2)
-    harness.registers = False
-    harness.block(harness.leave(1))
-    harness.play_round()
-    assert (harness.task.status, harness.phase) == (TaskStatus.REGISTRATION, None)
-    harness.wait(DEADLINES.registration_ms)
-    harness.block(harness.register(1))
-    assert (harness.task.status, harness.slot) == (TaskStatus.RUNNING, Slot(harness.task_id, 2, 0))
-    assert harness.phase is Phase.COMMIT
-
-
-def test_task_that_waits_in_vain_for_participants_is_cancelled_and_refunded() -> None:
-    """All clients gone must not wedge the chain."""
-    harness = opened(actors=2)
-    harness.registers = False
-    harness.block(harness.leave(0), harness.leave(1))
-    harness.play_round()
-    harness.wait(DEADLINES.registration_ms)
-    harness.wait(DEADLINES.registration_ms)
-    assert (harness.task.status, harness.task.escrow) == (TaskStatus.CANCELLED, 0)
-
+from tests.consensus.harness import Harness, at_phase, bits, blob, opened, similarity
+from tests.consensus.setups import DEADLINES, MODEL_BYTES, SPECIFICATION, START_MS
 
 # COMMIT
 
@@ -237,28 +31,28 @@ def test_second_commit_of_a_client_is_a_duplicate() -> None:
     """one per sender, task, round, attempt and kind."""
     harness = opened()
     harness.block(harness.commit(0))
-    assert refusal(harness, harness.commit(0, blob("other"))) == (Rejection, Reason.DUPLICATE)
+    assert harness.refusal(harness.commit(0, blob("other"))) == (Rejection, Reason.DUPLICATE)
 
 
 def test_commit_from_somebody_outside_the_snapshot_is_refused() -> None:
     harness = Harness(actors=5)
     harness.block(*(harness.register(actor) for actor in range(4)))
-    assert refusal(harness, harness.commit(4)) == (Rejection, Reason.NOT_PARTICIPANT)
+    assert harness.refusal(harness.commit(4)) == (Rejection, Reason.NOT_PARTICIPANT)
 
 
 def test_commit_for_the_next_attempt_or_round_is_premature() -> None:
     harness = opened()
     for slot in (replace(harness.slot, attempt=1), replace(harness.slot, number=2)):
-        assert refusal(harness, harness.commit(0, slot=slot)) == (Premature, Reason.WRONG_ROUND)
+        assert harness.refusal(harness.commit(0, slot=slot)) == (Premature, Reason.WRONG_ROUND)
 
 
 def test_commit_for_a_far_round_or_from_a_stranger_is_refused_for_good() -> None:
     harness = Harness(actors=5)
     harness.block(*(harness.register(actor) for actor in range(4)))
     far = replace(harness.slot, number=3)
-    assert refusal(harness, harness.commit(0, slot=far)) == (Rejection, Reason.WRONG_ROUND)
+    assert harness.refusal(harness.commit(0, slot=far)) == (Rejection, Reason.WRONG_ROUND)
     following = replace(harness.slot, number=2)
-    assert refusal(harness, harness.commit(4, slot=following)) == (Rejection, Reason.WRONG_ROUND)
+    assert harness.refusal(harness.commit(4, slot=following)) == (Rejection, Reason.WRONG_ROUND)
 
 
 def test_commit_of_an_earlier_attempt_is_refused_for_good() -> None:
@@ -267,55 +61,13 @@ def test_commit_of_an_earlier_attempt_is_refused_for_good() -> None:
     old = harness.commit(0)
     harness.wait_until_due()
     assert harness.slot == Slot(harness.task_id, 1, 1)
-    assert refusal(harness, old) == (Rejection, Reason.WRONG_ROUND)
+    assert harness.refusal(old) == (Rejection, Reason.WRONG_ROUND)
 
 
 def test_round_transaction_for_an_unknown_task_is_refused() -> None:
     harness = opened()
     slot = Slot(Hash(bytes(32)), 1, 0)
-    assert refusal(harness, harness.commit(0, slot=slot)) == (Rejection, Reason.UNKNOWN_TASK)
-
-
-def test_no_commit_is_skipped_without_pay_or_penalty() -> None:
-    """no COMMIT: skipped; no penalty, no pay."""
-    harness = opened()
-    settled = harness.play_round((0, 1, 2))
-    assert settled.clients[3].exclusion is Exclusion.NO_COMMIT
-    assert (settled.clients[3].cluster, settled.clients[3].gross) == (-1, 0)
-    assert (harness.participant(3).reputation, harness.participant(3).misses) == (0, 1)
-
-
-def test_client_leaves_after_three_rounds_in_a_row_without_commit() -> None:
-    """three times in a row -> leaves the task."""
-    harness = opened(rounds=5)
-    for _ in range(3):
-        assert not harness.participant(3).is_leaving
-        harness.play_round((0, 1, 2))
-    assert harness.participant(3).is_leaving
-    assert [client.account for client in harness.round.clients] == [harness.account(actor) for actor in (0, 1, 2)]
-
-
-def test_commit_between_starts_the_count_of_misses_again() -> None:
-    """three times *in a row*."""
-    harness = opened(rounds=5)
-    harness.play_round((0, 1, 2))
-    harness.play_round((0, 1, 2))
-    harness.play_round((0, 1, 2, 3))
-    harness.play_round((0, 1, 2))
-    assert (harness.participant(3).misses, harness.participant(3).is_leaving) == (1, False)
-
-
-def test_client_that_comes_back_registers_again_and_keeps_its_reputation() -> None:
-    """a node that comes back registers again by itself."""
-    harness = opened(rounds=6)
-    harness.play_round((0, 1, 2, 3))
-    for _ in range(3):
-        harness.play_round((0, 1, 2))
-    harness.block(harness.register(3))
-    assert (harness.participant(3).is_leaving, harness.participant(3).misses) == (False, 0)
-    assert harness.participant(3).reputation == 1
-    harness.play_round((0, 1, 2))
-    assert len(harness.round.clients) == 4
+    assert harness.refusal(harness.commit(0, slot=slot)) == (Rejection, Reason.UNKNOWN_TASK)
 
 
 # Grace
@@ -385,7 +137,7 @@ def test_one_block_moves_the_clock_by_at_most_max_step() -> None:
 def test_reveal_that_does_not_open_the_commitment_is_refused() -> None:
     """REVEAL, checked against the commit."""
     harness = at_phase(Phase.REVEAL)
-    assert refusal(harness, harness.reveal(0, blob("other"))) == (Rejection, Reason.COMMITMENT_MISMATCH)
+    assert harness.refusal(harness.reveal(0, blob("other"))) == (Rejection, Reason.COMMITMENT_MISMATCH)
 
 
 def test_copied_commitment_can_not_be_opened_by_the_copier() -> None:
@@ -395,7 +147,7 @@ def test_copied_commitment_can_not_be_opened_by_the_copier() -> None:
     assert isinstance(original.body, Commit)
     harness.block(original, harness.sign(1, original.body), harness.commit(2), harness.commit(3))
     body = harness.reveal(0).body
-    assert refusal(harness, harness.sign(1, body)) == (Rejection, Reason.COMMITMENT_MISMATCH)
+    assert harness.refusal(harness.sign(1, body)) == (Rejection, Reason.COMMITMENT_MISMATCH)
 
 
 def test_reveal_of_a_model_of_the_wrong_size_is_refused() -> None:
@@ -403,19 +155,19 @@ def test_reveal_of_a_model_of_the_wrong_size_is_refused() -> None:
     body = harness.reveal(0).body
     assert isinstance(body, Reveal)
     wrong = replace(body, size=MODEL_BYTES + 1)
-    assert refusal(harness, harness.sign(0, wrong)) == (Rejection, Reason.WRONG_SIZE)
+    assert harness.refusal(harness.sign(0, wrong)) == (Rejection, Reason.WRONG_SIZE)
 
 
 def test_reveal_before_its_phase_is_premature() -> None:
     harness = opened()
     harness.block(harness.commit(0))
-    assert refusal(harness, harness.reveal(0)) == (Premature, Reason.WRONG_PHASE)
+    assert harness.refusal(harness.reveal(0)) == (Premature, Reason.WRONG_PHASE)
 
 
 def test_reveal_without_commit_is_refused() -> None:
     harness = opened()
     harness.play_to(Phase.REVEAL, (0, 1, 2))
-    assert refusal(harness, harness.reveal(3)) == (Rejection, Reason.COMMITMENT_MISMATCH)
+    assert harness.refusal(harness.reveal(3)) == (Rejection, Reason.COMMITMENT_MISMATCH)
 
 
 def test_reveal_closes_early_when_all_who_committed_have_revealed() -> None:
@@ -572,20 +324,20 @@ def test_too_few_available_models_make_the_attempt_void() -> None:
 
 def test_vote_of_somebody_outside_the_committee_is_refused() -> None:
     harness = at_phase(Phase.AVAILABLE, stakes=(10, 10, 10))
-    assert refusal(harness, harness.available(3)) == (Rejection, Reason.NOT_COMMITTEE)
+    assert harness.refusal(harness.available(3)) == (Rejection, Reason.NOT_COMMITTEE)
 
 
 def test_second_vote_on_availability_is_a_duplicate() -> None:
     harness = at_phase(Phase.AVAILABLE)
     harness.block(harness.available(0))
-    assert refusal(harness, harness.available(0, [])) == (Rejection, Reason.DUPLICATE)
+    assert harness.refusal(harness.available(0, [])) == (Rejection, Reason.DUPLICATE)
 
 
 @pytest.mark.parametrize("bitmap", [b"", b"\x10", b"\x0f\x00"])
 def test_bitmap_of_the_wrong_length_or_with_bits_beyond_the_clients_is_refused(bitmap: bytes) -> None:
     harness = at_phase(Phase.AVAILABLE)
     transaction = harness.sign(0, Available(harness.slot, bitmap))
-    assert refusal(harness, transaction) == (Rejection, Reason.WRONG_SIZE)
+    assert harness.refusal(transaction) == (Rejection, Reason.WRONG_SIZE)
 
 
 # AGGREGATE
@@ -600,8 +352,8 @@ def test_head_of_the_queue_aggregates_then_the_rest_of_the_line() -> None:
 def test_only_the_acting_aggregator_may_aggregate() -> None:
     """sender may act now."""
     harness = at_phase(Phase.AGGREGATE, queue=(2, 3, 1))
-    assert refusal(harness, harness.aggregate(3)) == (Premature, Reason.NOT_AGGREGATOR)
-    assert refusal(harness, harness.aggregate(0)) == (Rejection, Reason.NOT_AGGREGATOR)
+    assert harness.refusal(harness.aggregate(3)) == (Premature, Reason.NOT_AGGREGATOR)
+    assert harness.refusal(harness.aggregate(0)) == (Rejection, Reason.NOT_AGGREGATOR)
     harness.block(harness.aggregate(2))
     assert harness.phase is Phase.ATTEST
 
@@ -609,7 +361,7 @@ def test_only_the_acting_aggregator_may_aggregate() -> None:
 def test_aggregate_before_its_phase_is_premature() -> None:
     harness = at_phase(Phase.AVAILABLE, queue=(2,))
     body = Aggregate(harness.slot, b"", (), None)
-    assert refusal(harness, harness.sign(2, body)) == (Premature, Reason.WRONG_PHASE)
+    assert harness.refusal(harness.sign(2, body)) == (Premature, Reason.WRONG_PHASE)
 
 
 def changed_aggregate(harness: Harness, **changes: Any) -> Any:
@@ -633,7 +385,7 @@ def changed_aggregate(harness: Harness, **changes: Any) -> Any:
 def test_aggregate_that_breaks_a_rule_of_integers_is_refused(changes: dict[str, Any], reason: Reason) -> None:
     """the matrix is the strict upper triangle, int16 in [-10000, 10000]; as many output ids as clusters found."""
     harness = at_phase(Phase.AGGREGATE)
-    assert refusal(harness, changed_aggregate(harness, **changes)) == (Rejection, reason)
+    assert harness.refusal(changed_aggregate(harness, **changes)) == (Rejection, reason)
 
 
 def test_labels_and_centroids_are_derived_from_the_matrix() -> None:
@@ -661,7 +413,7 @@ def test_aggregator_that_misses_its_window_leaves_the_queue_and_the_next_gets_a_
     harness.wait_until_due()
     assert (harness.queue, harness.round.acting, harness.round.included) == ((3, 1), 1, included)
     assert harness.round.deadline_ms - harness.round.clock_ms == DEADLINES.aggregate_ms
-    assert refusal(harness, late) == (Rejection, Reason.NOT_AGGREGATOR)
+    assert harness.refusal(late) == (Rejection, Reason.NOT_AGGREGATOR)
     harness.block(harness.aggregate(3))
     assert harness.phase is Phase.ATTEST
 
@@ -724,79 +476,23 @@ def test_attest_is_one_per_aggregate_it_judges() -> None:
     """ATTEST one per AGGREGATE it judges."""
     harness = at_phase(Phase.ATTEST, queue=(2, 3, 1))
     harness.block(harness.attest(0, Fault.MATRIX_MISMATCH))
-    assert refusal(harness, harness.attest(0)) == (Rejection, Reason.DUPLICATE)
+    assert harness.refusal(harness.attest(0)) == (Rejection, Reason.DUPLICATE)
     old = harness.attest(3)
     harness.block(harness.attest(1, Fault.MATRIX_MISMATCH))
-    assert refusal(harness, old) == (Premature, Reason.WRONG_PHASE)
+    assert harness.refusal(old) == (Premature, Reason.WRONG_PHASE)
     harness.block(harness.aggregate(3))
-    assert refusal(harness, old) == (Rejection, Reason.WRONG_AGGREGATE)
+    assert harness.refusal(old) == (Rejection, Reason.WRONG_AGGREGATE)
     harness.block(harness.attest(0))
     assert [vote.account for vote in harness.round.attestations] == [harness.account(0)]
 
 
 def test_attest_of_somebody_outside_the_committee_or_with_wrong_flags_is_refused() -> None:
     harness = at_phase(Phase.ATTEST, stakes=(10, 10, 10))
-    assert refusal(harness, harness.attest(3)) == (Rejection, Reason.NOT_COMMITTEE)
+    assert harness.refusal(harness.attest(3)) == (Rejection, Reason.NOT_COMMITTEE)
     aggregate = TransactionId(harness.round.aggregation.transaction) if harness.round.aggregation else None
     assert aggregate is not None
     flags = harness.sign(0, Attest(harness.slot, aggregate, Fault.NONE, bits([7], 8)))
-    assert refusal(harness, flags) == (Rejection, Reason.WRONG_SIZE)
-
-
-# VOID
-
-
-def test_void_starts_the_next_attempt_with_the_same_base_models() -> None:
-    """VOID starts attempt + 1 of the same round from OPEN with the same base models."""
-    harness = opened()
-    harness.play_round()
-    before = [client.base for client in harness.round.clients]
-    harness.wait_until_due()
-    assert harness.slot == Slot(harness.task_id, 2, 1)
-    assert [client.base for client in harness.round.clients] == before
-    assert harness.balance(0) < 20 * TOKEN, "nobody paid"
-
-
-def test_fault_in_a_void_attempt_costs_reputation_too() -> None:
-    """COMMIT but no valid REVEAL: negative reputation point; a void attempt doesn't wash it off."""
-    harness = at_phase(Phase.REVEAL)
-    harness.block(harness.reveal(0))
-    harness.wait_until_due()
-    assert harness.slot.attempt == 1
-    assert [harness.participant(actor).reputation for actor in range(4)] == [0, -1, -1, -1]
-
-
-def test_void_is_retried_three_times_then_the_task_is_cancelled_and_refunded() -> None:
-    """nobody paid, retried up to 3 times, then cancelled and refunded."""
-    harness = opened()
-    for attempt in range(4):
-        assert harness.slot.attempt == attempt
-        harness.wait_until_due()
-    assert (harness.task.status, harness.task.escrow, harness.phase) == (TaskStatus.CANCELLED, 0, None)
-    assert harness.balance(0) == 1_000 + 60 * TOKEN
-    assert harness.settled(1).aggregation is None
-    assert kinds(harness).count(EventKind.ROUND_VOID) == 4
-
-
-def test_nothing_is_allowed_in_a_cancelled_task() -> None:
-    harness = opened()
-    for _ in range(4):
-        harness.wait_until_due()
-    assert refusal(harness, harness.commit(0)) == (Rejection, Reason.WRONG_ROUND)
-    harness2 = Harness()
-    harness2.wait(DEADLINES.registration_ms)
-    harness2.wait(DEADLINES.registration_ms)
-    assert refusal(harness2, harness2.register(0)) == (Rejection, Reason.NOT_OPEN)
-
-
-def test_retry_has_another_line_of_aggregators_if_the_queue_is_empty() -> None:
-    """validators in an order drawn from the beacon: a retry doesn't meet the same dead ones."""
-    harness = opened(actors=12, stakes=(10,) * 12)
-    lines = []
-    for _ in range(3):
-        lines.append(harness.line)
-        harness.wait_until_due()
-    assert len(set(lines)) == 3
+    assert harness.refusal(flags) == (Rejection, Reason.WRONG_SIZE)
 
 
 # PROBE by the aggregator
@@ -814,17 +510,17 @@ def test_commit_does_not_close_without_the_acting_aggregators_probe() -> None:
 
 def test_probe_in_a_task_with_a_public_probe_is_refused() -> None:
     harness = opened(queue=(2,))
-    assert refusal(harness, harness.probe(2)) == (Rejection, Reason.UNSUPPORTED)
+    assert harness.refusal(harness.probe(2)) == (Rejection, Reason.UNSUPPORTED)
 
 
 def test_probe_is_for_aggregators_in_line_once_and_before_commits_close() -> None:
     """PROBE: aggregator, before commits close."""
     harness = opened(probe_mode=ProbeMode.AGGREGATOR, queue=(2, 3, 1))
-    assert refusal(harness, harness.probe(0)) == (Rejection, Reason.NOT_AGGREGATOR)
+    assert harness.refusal(harness.probe(0)) == (Rejection, Reason.NOT_AGGREGATOR)
     harness.block(harness.probe(2))
-    assert refusal(harness, harness.probe(2)) == (Rejection, Reason.DUPLICATE)
+    assert harness.refusal(harness.probe(2)) == (Rejection, Reason.DUPLICATE)
     harness.play_to(Phase.REVEAL)
-    assert refusal(harness, harness.probe(3)) == (Rejection, Reason.WRONG_PHASE)
+    assert harness.refusal(harness.probe(3)) == (Rejection, Reason.WRONG_PHASE)
 
 
 def test_aggregator_that_misses_probe_is_replaced_by_one_that_did_not() -> None:
@@ -849,9 +545,9 @@ def test_without_any_probe_the_commit_window_restarts_and_then_the_attempt_is_vo
 def test_probe_that_is_not_opened_or_opened_otherwise_is_refused() -> None:
     """AGGREGATE opens it; not opened = replaced."""
     harness = at_phase(Phase.AGGREGATE, probe_mode=ProbeMode.AGGREGATOR, queue=(2, 3, 1))
-    assert refusal(harness, changed_aggregate(harness, opening=None)) == (Rejection, Reason.COMMITMENT_MISMATCH)
+    assert harness.refusal(changed_aggregate(harness, opening=None)) == (Rejection, Reason.COMMITMENT_MISMATCH)
     other = harness.opening(3)
-    assert refusal(harness, changed_aggregate(harness, opening=other)) == (Rejection, Reason.COMMITMENT_MISMATCH)
+    assert harness.refusal(changed_aggregate(harness, opening=other)) == (Rejection, Reason.COMMITMENT_MISMATCH)
     harness.block(harness.aggregate(2))
     assert harness.phase is Phase.ATTEST
 
@@ -865,78 +561,6 @@ def test_replacement_without_probe_is_passed_over() -> None:
     assert (harness.phase, harness.round.acting, harness.queue) == (Phase.AGGREGATE, 2, (1,))
     harness.block(harness.aggregate(1))
     assert harness.phase is Phase.ATTEST
-
-
-# SETTLE
-
-
-def test_payouts_of_twelve_five_three_are_as_the_protocol_works_out() -> None:
-    """(12, 5, 3) -> 1,342,697 / 556,180 / 331,461 net and 112,353 to the aggregator."""
-    harness = Harness(actors=20, clusters=3, queue=(1,), balance=0)
-    harness.labels = [0] * 12 + [1] * 5 + [2] * 3
-    harness.register_all()
-    settled = harness.play_round()
-    assert [client.gross - client.fee for client in settled.clients] == (
-        [1_342_697] * 12 + [556_180] * 5 + [331_461] * 3
-    )
-    assert settled.aggregator_income == 112_353
-    assert harness.balance(0) == 1_342_697
-    assert harness.balance(1) == 1_342_697 + 112_353, "the aggregator is a client too"
-    assert harness.balance(19) == 331_461
-    assert (harness.task.escrow, settled.reward) == (40 * TOKEN, 20 * TOKEN)
-
-
-def test_archive_keeps_balances_from_just_before_the_payout() -> None:
-    harness = opened(queue=(1,))
-    first = harness.play_round()
-    second = harness.play_round()
-    for before, after in zip(first.clients, second.clients, strict=True):
-        income = before.gross - before.fee + (first.aggregator_income if before.account == harness.account(1) else 0)
-        assert after.balance_before == before.balance_before + income
-    assert first.aggregator_balance_before == 1_000
-
-
-def test_queue_pops_the_aggregator_and_appends_centroids_larger_cluster_first() -> None:
-    """pop the acting aggregator; append this round's centroids (larger cluster first, then key)."""
-    harness = opened(actors=5, stakes=(10,) * 5, queue=(4,))
-    harness.labels = [0, 1, 1, 1, 0]
-    harness.play_round()
-    assert harness.queue == (1, 0)
-
-
-def test_equally_large_clusters_queue_by_key_and_nobody_queues_twice() -> None:
-    """then key; and not yet in the queue."""
-    harness = opened(queue=(2, 1))
-    harness.labels = [0, 1, 1, 0]
-    harness.play_round()
-    assert harness.queue == (1, 0), "actor 1 is a centroid and was in the queue already"
-
-
-def test_centroid_that_is_no_validator_does_not_queue() -> None:
-    """centroids that are bonded."""
-    harness = opened(stakes=(10, 10, 10), queue=(2,))
-    harness.labels = [0, 0, 0, 1]
-    harness.play_round()
-    assert harness.queue == (0,)
-
-
-def test_beacon_hashes_the_last_one_and_the_salts_in_key_order() -> None:
-    """`tagged_hash("beacon", beacon, salts revealed)`."""
-    harness = opened()
-    salts = [harness.salt(actor) for actor in range(4)]
-    before = current_beacon(harness.tree)
-    harness.play_round()
-    expected = tagged_hash("beacon", before, *salts)
-    assert current_beacon(harness.tree) == expected
-    assert harness.header is not None
-    assert harness.header.beacon == expected
-
-
-def test_task_is_done_after_its_last_round_and_refunds_the_rest() -> None:
-    """DONE (rest refunded)."""
-    harness = opened(rounds=1)
-    harness.play_round()
-    assert (harness.task.status, harness.task.escrow, harness.phase) == (TaskStatus.DONE, 0, None)
 
 
 @pytest.mark.parametrize("clusters", [1, 2, 5])

@@ -29,16 +29,12 @@ from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.state import StateTree
 from bflnode.consensus.tables import ACCOUNTS, Account, current_queue, current_validators, previous_validators
 from bflnode.consensus.task import Phase, TaskStatus
-from bflnode.consensus.transaction import Probe, TaskRegister, Transaction
+from bflnode.consensus.transaction import Probe, TaskRegister
 from bflnode.consensus.types import TOKEN, AccountId, BlockId, ChainId, Hash, Signature
-from tests.consensus.harness import DEADLINES, OUTSIDER, START_MS, Harness, make_keys, make_setup
+from tests.consensus.harness import Harness
+from tests.consensus.setups import DEADLINES, OUTSIDER, START_MS, make_keys, make_setup
 
 ZERO = Hash(bytes(32))
-
-
-def refusal(harness: Harness, transaction: Transaction) -> tuple[type[Rejection], Reason]:
-    rejection = harness.rejection(transaction)
-    return type(rejection), rejection.reason
 
 
 # Genesis
@@ -94,7 +90,7 @@ def test_proposer_may_pay_its_fee_to_itself() -> None:
 def test_transfer_beyond_the_balance_is_refused() -> None:
     harness = Harness()
     fitting = harness.transfer(0, harness.account(1), 990, fee=10)
-    assert refusal(harness, harness.transfer(0, harness.account(1), 991, fee=10)) == (
+    assert harness.refusal(harness.transfer(0, harness.account(1), 991, fee=10)) == (
         Rejection,
         Reason.INSUFFICIENT_FUNDS,
     )
@@ -104,22 +100,22 @@ def test_transfer_beyond_the_balance_is_refused() -> None:
 def test_transfer_to_an_account_that_does_not_exist_is_refused() -> None:
     """Opening an account is ADMIT's job alone, and can't be spoiled by a gift."""
     harness = Harness()
-    assert refusal(harness, harness.transfer(0, OUTSIDER.account, 1)) == (Rejection, Reason.UNKNOWN_ACCOUNT)
+    assert harness.refusal(harness.transfer(0, OUTSIDER.account, 1)) == (Rejection, Reason.UNKNOWN_ACCOUNT)
 
 
 def test_transaction_of_an_unknown_account_is_refused() -> None:
     harness = Harness()
     body = harness.transfer(0, harness.account(1), 1).body
-    assert refusal(harness, harness.sign(OUTSIDER, body)) == (Rejection, Reason.UNKNOWN_ACCOUNT)
+    assert harness.refusal(harness.sign(OUTSIDER, body)) == (Rejection, Reason.UNKNOWN_ACCOUNT)
 
 
 def test_nonces_are_strictly_sequential() -> None:
     """Strictly sequential nonce per sender; a later one may become valid."""
     harness = Harness()
     first, second, third = (harness.transfer(0, harness.account(1), 1, nonce=nonce) for nonce in range(3))
-    assert refusal(harness, second) == (Premature, Reason.WRONG_NONCE)
+    assert harness.refusal(second) == (Premature, Reason.WRONG_NONCE)
     harness.block(first, second)
-    assert refusal(harness, first) == (Rejection, Reason.WRONG_NONCE)
+    assert harness.refusal(first) == (Rejection, Reason.WRONG_NONCE)
     harness.block(third)
 
 
@@ -127,7 +123,7 @@ def test_transaction_expires_by_header_time() -> None:
     harness = Harness()
     transaction = harness.transfer(0, harness.account(1), 1, valid_until_ms=START_MS + 100)
     assert harness.offer(transaction, after_ms=101) == ()
-    assert refusal(harness, transaction) == (Rejection, Reason.EXPIRED)
+    assert harness.refusal(transaction) == (Rejection, Reason.EXPIRED)
     other = Harness()
     assert other.offer(transaction, after_ms=100) == (transaction,)
 
@@ -135,21 +131,21 @@ def test_transaction_expires_by_header_time() -> None:
 def test_bad_signature_is_refused() -> None:
     harness = Harness()
     transaction = replace(harness.transfer(0, harness.account(1), 1), signature=Signature(bytes(64)))
-    assert refusal(harness, transaction) == (Rejection, Reason.BAD_SIGNATURE)
+    assert harness.refusal(transaction) == (Rejection, Reason.BAD_SIGNATURE)
 
 
 def test_transaction_signed_for_another_chain_is_refused() -> None:
     """chain id in the signed bytes."""
     harness, other = Harness(), Harness(name="other")
     assert harness.genesis.chain_id != other.genesis.chain_id
-    assert refusal(harness, other.transfer(0, harness.account(1), 1)) == (Rejection, Reason.BAD_SIGNATURE)
+    assert harness.refusal(other.transfer(0, harness.account(1), 1)) == (Rejection, Reason.BAD_SIGNATURE)
 
 
 def test_transaction_beyond_the_size_limit_is_refused() -> None:
     """transaction 64 KiB."""
     harness = Harness()
     body = TaskRegister(harness.task_id, 1, (2**62,) * 8000, ZERO)
-    assert refusal(harness, harness.sign(0, body)) == (Rejection, Reason.TOO_LARGE)
+    assert harness.refusal(harness.sign(0, body)) == (Rejection, Reason.TOO_LARGE)
 
 
 # ADMIT
@@ -161,22 +157,22 @@ def test_admit_opens_an_account_with_tokens_from_the_pool() -> None:
     harness.block(harness.admit(OUTSIDER))
     assert ACCOUNTS.get(harness.tree, OUTSIDER.account) == Account(5 * TOKEN, 0)
     other = make_keys(1, "other")[0]
-    assert refusal(harness, harness.admit(other)) == (Rejection, Reason.POOL_EMPTY)
+    assert harness.refusal(harness.admit(other)) == (Rejection, Reason.POOL_EMPTY)
 
 
 def test_account_is_admitted_once() -> None:
     harness = Harness()
     harness.block(harness.admit(OUTSIDER))
-    assert refusal(harness, harness.admit(OUTSIDER)) == (Rejection, Reason.ACCOUNT_EXISTS)
-    assert refusal(harness, harness.admit(harness.keys[0])) == (Rejection, Reason.ACCOUNT_EXISTS)
+    assert harness.refusal(harness.admit(OUTSIDER)) == (Rejection, Reason.ACCOUNT_EXISTS)
+    assert harness.refusal(harness.admit(harness.keys[0])) == (Rejection, Reason.ACCOUNT_EXISTS)
 
 
 def test_admission_needs_the_signature_of_the_admission_key_for_this_account() -> None:
     harness = Harness()
     forged = harness.admit(OUTSIDER, admission=OUTSIDER)
-    assert refusal(harness, forged) == (Rejection, Reason.BAD_SIGNATURE)
+    assert harness.refusal(forged) == (Rejection, Reason.BAD_SIGNATURE)
     stolen = harness.sign(make_keys(1, "thief")[0], harness.admit(OUTSIDER).body)
-    assert refusal(harness, stolen) == (Rejection, Reason.BAD_SIGNATURE)
+    assert harness.refusal(stolen) == (Rejection, Reason.BAD_SIGNATURE)
 
 
 # TASK_REGISTER and TASK_LEAVE
@@ -195,12 +191,12 @@ def test_register_and_leave_use_nonces_and_pay_fees() -> None:
 
 def test_leaving_a_task_one_is_not_in_is_refused() -> None:
     harness = Harness()
-    assert refusal(harness, harness.leave(0)) == (Rejection, Reason.NOT_PARTICIPANT)
+    assert harness.refusal(harness.leave(0)) == (Rejection, Reason.NOT_PARTICIPANT)
 
 
 def test_registration_for_an_unknown_task_is_refused() -> None:
     harness = Harness()
-    assert refusal(harness, harness.register(0, task=ZERO)) == (Rejection, Reason.UNKNOWN_TASK)
+    assert harness.refusal(harness.register(0, task=ZERO)) == (Rejection, Reason.UNKNOWN_TASK)
 
 
 # Order inside a block

@@ -33,7 +33,7 @@ from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.tables import Validators
 from bflnode.consensus.types import AccountId, BlockId, ChainId, Hash, Signature
-from tests.consensus.harness import START_MS, Setup, make_keys
+from tests.consensus.setups import START_MS, Setup, make_keys
 
 KEYS = make_keys(MAX_STEPS + 1, "validator")
 KEY_OF = {key.account: key for key in KEYS}

@@ -36,7 +36,8 @@ from bflnode.consensus.state_proof import prove
 from bflnode.consensus.tables import ACCOUNTS, SETTLED, TASKS, Account, settled_key
 from bflnode.consensus.task import Exclusion, Rule, Weighting
 from bflnode.consensus.types import AccountId, BlockId, Hash
-from tests.consensus.harness import SPECIFICATION, Harness
+from tests.consensus.harness import Harness
+from tests.consensus.setups import SPECIFICATION
 
 NOBODY = AccountId(sha256(b"nobody").digest())
 ABSENT = 3

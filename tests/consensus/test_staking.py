@@ -24,18 +24,15 @@ from bflnode.consensus.tables import (
     stake_of,
 )
 from bflnode.consensus.task import Phase, ProbeMode
-from bflnode.consensus.transaction import Evidence, Fault, Transaction
+from bflnode.consensus.transaction import Evidence, Fault
 from bflnode.consensus.types import TOKEN
 from bflnode.consensus.workspace import EventKind, Workspace
-from tests.consensus.harness import DEADLINES, OUTSIDER, PARAMETERS, Harness, make_keys, make_setup
+from tests.consensus.harness import Harness
+from tests.consensus.setups import DEADLINES, OUTSIDER, PARAMETERS, make_keys, make_setup
 
 UNBONDING_MS, JAIL_MS = PARAMETERS.unbonding_ms, PARAMETERS.jail_ms
+
 POOL = 100 * TOKEN
-
-
-def refusal(harness: Harness, transaction: Transaction) -> tuple[type[Rejection], Reason]:
-    rejection = harness.rejection(transaction)
-    return type(rejection), rejection.reason
 
 
 def pool(harness: Harness) -> int:
@@ -80,17 +77,17 @@ def test_bond_adds_to_a_stake() -> None:
 
 def test_more_than_the_free_balance_cannot_be_bonded() -> None:
     harness = chain()
-    assert refusal(harness, harness.bond(0, 1_001)) == (Rejection, Reason.INSUFFICIENT_FUNDS)
-    assert refusal(harness, harness.bond(0, 1_000, fee=1)) == (Rejection, Reason.INSUFFICIENT_FUNDS)
-    assert refusal(harness, harness.sign(OUTSIDER, harness.bond(0, 1).body)) == (Rejection, Reason.UNKNOWN_ACCOUNT)
+    assert harness.refusal(harness.bond(0, 1_001)) == (Rejection, Reason.INSUFFICIENT_FUNDS)
+    assert harness.refusal(harness.bond(0, 1_000, fee=1)) == (Rejection, Reason.INSUFFICIENT_FUNDS)
+    assert harness.refusal(harness.sign(OUTSIDER, harness.bond(0, 1).body)) == (Rejection, Reason.UNKNOWN_ACCOUNT)
     harness.block(harness.bond(0, 1_000))
     assert harness.balance(0) == 0
 
 
 def test_stake_transactions_use_up_nonces_and_expire() -> None:
     harness = chain()
-    assert refusal(harness, harness.bond(0, 1, nonce=1)) == (Premature, Reason.WRONG_NONCE)
-    assert refusal(harness, harness.unbond(0, 1, valid_until_ms=1)) == (Rejection, Reason.EXPIRED)
+    assert harness.refusal(harness.bond(0, 1, nonce=1)) == (Premature, Reason.WRONG_NONCE)
+    assert harness.refusal(harness.unbond(0, 1, valid_until_ms=1)) == (Rejection, Reason.EXPIRED)
     harness.block(harness.bond(0, 1), harness.unbond(0, 1, nonce=1))
     assert harness.nonce(0) == 2
 
@@ -155,14 +152,14 @@ def test_unbonding_everything_leaves_the_set_and_in_the_end_no_record() -> None:
 
 def test_more_than_the_stake_cannot_be_unbonded() -> None:
     harness = chain(actors=5, stakes=(10, 10, 10, 10))
-    assert refusal(harness, harness.unbond(0, 11)) == (Rejection, Reason.INSUFFICIENT_STAKE)
-    assert refusal(harness, harness.unbond(4, 1)) == (Rejection, Reason.INSUFFICIENT_STAKE)
+    assert harness.refusal(harness.unbond(0, 11)) == (Rejection, Reason.INSUFFICIENT_STAKE)
+    assert harness.refusal(harness.unbond(4, 1)) == (Rejection, Reason.INSUFFICIENT_STAKE)
 
 
 def test_so_many_amounts_unbond_at_once() -> None:
     harness = chain(stakes=(100, 10, 10, 10))
     harness.block(*(harness.unbond(0, 1, nonce=nonce) for nonce in range(MAX_UNBONDING)))
-    assert refusal(harness, harness.unbond(0, 1)) == (Rejection, Reason.LIMIT)
+    assert harness.refusal(harness.unbond(0, 1)) == (Rejection, Reason.LIMIT)
     harness.wait(UNBONDING_MS)
     harness.block(harness.unbond(0, 1))
 
@@ -171,7 +168,7 @@ def test_the_last_validator_stays() -> None:
     """A change that would leave no validators is refused."""
     harness = chain(stakes=(10, 10), parameters={"minimum_stake": 5})
     harness.block(harness.unbond(0, 6))
-    assert refusal(harness, harness.unbond(1, 6)) == (Rejection, Reason.LAST_VALIDATOR)
+    assert harness.refusal(harness.unbond(1, 6)) == (Rejection, Reason.LAST_VALIDATOR)
     harness.block(harness.unbond(1, 5))
     assert harness.voting == (1,)
     both = chain(stakes=(10, 10))
@@ -204,7 +201,7 @@ def test_one_account_is_punished_once_for_ever() -> None:
     harness = chain()
     first, second = harness.evidence(1, 0), harness.evidence(2, 0, height=9)
     assert harness.offer(first, second, first) == (first,)
-    assert refusal(harness, second) == (Rejection, Reason.TOMBSTONED)
+    assert harness.refusal(second) == (Rejection, Reason.TOMBSTONED)
     assert harness.stake(0).bonded == 5
 
 
@@ -221,20 +218,20 @@ def test_evidence_that_proves_nothing_is_refused() -> None:
     evidence = harness.evidence(1, 0).body
     assert isinstance(evidence, Evidence)
     forged = replace(evidence, offender=harness.account(2))
-    assert refusal(harness, harness.sign(1, forged)) == (Rejection, Reason.BAD_SIGNATURE)
+    assert harness.refusal(harness.sign(1, forged)) == (Rejection, Reason.BAD_SIGNATURE)
     same = replace(evidence, second=evidence.first)
-    assert refusal(harness, harness.sign(1, same)) == (Rejection, Reason.WRONG_EVIDENCE)
+    assert harness.refusal(harness.sign(1, same)) == (Rejection, Reason.WRONG_EVIDENCE)
 
 
 def test_a_tombstone_is_for_ever_and_what_is_left_can_be_taken_out() -> None:
     harness = chain()
     harness.block(harness.evidence(1, 0))
-    assert refusal(harness, harness.bond(0, 1)) == (Rejection, Reason.TOMBSTONED)
-    assert refusal(harness, harness.unjail(0)) == (Rejection, Reason.TOMBSTONED)
+    assert harness.refusal(harness.bond(0, 1)) == (Rejection, Reason.TOMBSTONED)
+    assert harness.refusal(harness.unjail(0)) == (Rejection, Reason.TOMBSTONED)
     harness.block(harness.unbond(0, 5))
     harness.wait(UNBONDING_MS)
     assert (harness.balance(0), harness.stake(0)) == (1_005, Stake(0, (), None, True))
-    assert refusal(harness, harness.bond(0, 10)) == (Rejection, Reason.TOMBSTONED)
+    assert harness.refusal(harness.bond(0, 10)) == (Rejection, Reason.TOMBSTONED)
 
 
 def test_old_evidence_counts_while_something_can_be_taken() -> None:
@@ -244,7 +241,7 @@ def test_old_evidence_counts_while_something_can_be_taken() -> None:
     in_time.block(in_time.evidence(1, 0), after_ms=UNBONDING_MS - 1)
     assert in_time.stake(0).total == 5
     too_late.wait(UNBONDING_MS)
-    assert refusal(too_late, too_late.evidence(1, 0)) == (Rejection, Reason.INSUFFICIENT_STAKE)
+    assert too_late.refusal(too_late.evidence(1, 0)) == (Rejection, Reason.INSUFFICIENT_STAKE)
 
 
 def test_tokens_due_in_the_block_of_the_evidence_are_free_already() -> None:
@@ -257,13 +254,13 @@ def test_tokens_due_in_the_block_of_the_evidence_are_free_already() -> None:
 
 def test_who_never_had_a_stake_cannot_be_punished() -> None:
     harness = chain(actors=5, stakes=(10, 10, 10, 10))
-    assert refusal(harness, harness.evidence(1, 4)) == (Rejection, Reason.INSUFFICIENT_STAKE)
+    assert harness.refusal(harness.evidence(1, 4)) == (Rejection, Reason.INSUFFICIENT_STAKE)
 
 
 def test_evidence_against_the_last_validator_waits_for_another() -> None:
     harness = chain(stakes=(10,))
     accusation = harness.evidence(1, 0)
-    assert refusal(harness, accusation) == (Premature, Reason.LAST_VALIDATOR)
+    assert harness.refusal(accusation) == (Premature, Reason.LAST_VALIDATOR)
     harness.block(harness.bond(1, 10), accusation)
     assert harness.voting == (1,)
 
@@ -320,10 +317,10 @@ def test_misses_of_more_than_the_window_ago_do_not_count() -> None:
 def test_unjail_puts_back_after_its_time() -> None:
     """UNJAIL after `jail_ms` header time puts it back."""
     harness = with_absent(1, 8)
-    assert refusal(harness, harness.unjail(1)) == (Premature, Reason.JAILED)
-    assert refusal(harness, harness.unjail(0)) == (Rejection, Reason.NOT_JAILED)
+    assert harness.refusal(harness.unjail(1)) == (Premature, Reason.JAILED)
+    assert harness.refusal(harness.unjail(0)) == (Rejection, Reason.NOT_JAILED)
     harness.wait(JAIL_MS - 1)
-    assert refusal(harness, harness.unjail(1)) == (Premature, Reason.JAILED)
+    assert harness.refusal(harness.unjail(1)) == (Premature, Reason.JAILED)
     harness.absent = frozenset()
     harness.block(harness.unjail(1), after_ms=1)
     assert harness.voting == (0, 1, 2, 3)

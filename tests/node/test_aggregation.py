@@ -18,7 +18,8 @@ from bflnode.node.aggregation import (
     rule_text,
 )
 from bflnode.node.workers.worker_jobs import rule_of
-from tests.consensus.harness import SPECIFICATION, Harness
+from tests.consensus.harness import Harness
+from tests.consensus.setups import SPECIFICATION
 
 
 def test_the_chain_names_what_the_arithmetic_has() -> None:

@@ -19,7 +19,8 @@ from bflnode.fl.samples import LabelledData, Shard, numbered_classes, save_shard
 from bflnode.fl.weights import parse
 from bflnode.node.cli import bflnode
 from bflnode.node.home import Home, write_seed
-from tests.consensus.harness import ADMISSION, Harness
+from tests.consensus.harness import Harness
+from tests.consensus.setups import ADMISSION
 from tests.node.learning_chain import ARCHITECTURE
 from tests.node.stored_homes import ABSENT, faulty_home, learning_home
 

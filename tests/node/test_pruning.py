@@ -21,7 +21,8 @@ from bflnode.node.pruning import DOUBT_MS, Pruned, Pruner, Retention, Step, no_s
 from bflnode.node.verify import verify_chain
 from bflnode.storage.blob_store import Quota, StoredBlob
 from bflnode.storage.errors import QuotaError
-from tests.consensus.harness import SPECIFICATION, Harness, blob
+from tests.consensus.harness import Harness, blob
+from tests.consensus.setups import SPECIFICATION
 from tests.node.learning_chain import LearningChain
 
 OLD_MS = 1

@@ -27,7 +27,8 @@ from bflnode.consensus.tables import (
 from bflnode.consensus.task import MAX_ATTEMPTS, Exclusion, Phase, ProbeMode, TaskStatus
 from bflnode.consensus.transaction import Aggregate, Fault, Slot, Transaction
 from bflnode.consensus.types import TOKEN, AccountId, BlobId
-from tests.consensus.harness import OUTSIDER, Harness, blob
+from tests.consensus.harness import Harness, blob
+from tests.consensus.setups import OUTSIDER
 
 ACTORS = 5
 ENDED = (TaskStatus.DONE, TaskStatus.CANCELLED)

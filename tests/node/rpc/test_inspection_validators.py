@@ -15,7 +15,8 @@ from bflnode.node.journal import Journal
 from bflnode.node.rpc.inspection import Inspector, Sources
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
-from tests.consensus.harness import OUTSIDER, PARAMETERS, Harness
+from tests.consensus.harness import Harness
+from tests.consensus.setups import OUTSIDER, PARAMETERS
 from tests.node.stored_homes import home_with, store_chain
 
 ACTIVE, JAILED, TOMBSTONED, POOR, NOBODY, WRONG = 0, 1, 2, 3, 4, 5

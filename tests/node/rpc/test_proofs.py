@@ -36,7 +36,8 @@ from bflnode.node.rpc.refusals import InspectionError, ParameterError
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.errors import MissingError
-from tests.consensus.harness import Harness, Setup
+from tests.consensus.harness import Harness
+from tests.consensus.setups import Setup
 from tests.node.stored_homes import ABSENT, COPIER, faulty_home, home_with, learning_home, learning_keys, store_chain
 
 ANY_AGE = ("--trusting-period", "any")

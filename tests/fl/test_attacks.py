@@ -57,6 +57,20 @@ def test_noise_is_drawn_by_the_seed() -> None:
     assert attack.forged({"n": np.array(3)}, {}, (), 1)["n"].tolist() == 3
 
 
+def test_noise_is_in_units_of_the_standard_deviation_of_a_tensor() -> None:
+    values = np.array([-2.0, 2.0], dtype=np.float32)
+
+    def noise(strength: float, scale: float) -> list[float]:
+        sent: dict[str, Tensor] = {"w": values * np.float32(scale)}
+        forged = Attack(name="noise", strength=strength).forged(sent, sent, (), seed=1)
+        change: list[float] = (forged["w"] - sent["w"]).tolist()
+        return change
+
+    drawn = np.random.default_rng(1).standard_normal(2)
+    assert noise(0.5, scale=1.0) == pytest.approx(0.5 * 2.0 * drawn, rel=1e-5)
+    assert noise(1.0, scale=3.0) == pytest.approx(1.0 * 6.0 * drawn, rel=1e-5)
+
+
 @pytest.mark.parametrize("name", ["label-flip", "model-replacement"])
 def test_labels_are_flipped_in_the_training_data_alone(name: str) -> None:
     data = LabelledData(np.zeros((3, 1, 1, 1), dtype=np.float32), np.array([0, 1, 2]), numbered_classes(3))

@@ -42,6 +42,18 @@ def test_krum_takes_the_model_whose_nearest_others_are_nearest() -> None:
     assert combined(RobustRule(name="krum", hostile=0.2), models) == [1.0]
 
 
+PLANE = [model(8, 0), model(6, 0), model(4, 3), model(0, 0), model(1, 0)]
+"""Sums of squared distances to the 2 nearest are 29, 17, 31, 26, 19; of distances 7.0, 5.6, 7.8, 6.0, 5.2."""
+
+
+def test_krum_adds_squared_distances() -> None:
+    assert combined(RobustRule(name="krum", hostile=0.2), PLANE) == [6.0, 0.0]
+
+
+def test_multi_krum_takes_as_many_models_as_are_not_hostile() -> None:
+    assert combined(RobustRule(name="multi-krum", hostile=0.2), PLANE) == [(6 + 1 + 0 + 8) / 4, 0.0]
+
+
 def test_multi_krum_is_the_mean_of_the_best_scores() -> None:
     # Scores as above: all but 100 are among the n - f = 4 best.
     models = [model(0), model(1), model(3), model(4), model(100)]
@@ -69,6 +81,12 @@ def test_norm_clipping_shortens_a_step_to_the_median_one() -> None:
     models = [model(11), model(8), model(100)]
 
     assert combined(RobustRule(name="norm-clipping"), models, model(10)) == [pytest.approx((11 + 8 + 12) / 3)]
+
+
+def test_norm_clipping_to_half_the_median_step_shortens_the_median_one_too() -> None:
+    rule = RobustRule(name="norm-clipping", clip=0.5)
+
+    assert combined(rule, [model(11), model(8), model(100)], model(10)) == [pytest.approx((11 + 9 + 11) / 3)]
 
 
 def test_a_counter_is_the_lower_median_which_nobody_can_push_away() -> None:

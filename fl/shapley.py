@@ -1,4 +1,6 @@
-"""Shapley values of clients: what each one's model contributed to the aggregate (Shapley 1953; Wang et al., eq. 1).
+"""Shapley values of clients: what each one's model contributed to the aggregate (Shapley 1953; Wang et al., eq. 2).
+
+Deviation: Wang et al. divide by the loss of everybody's model and multiply by the reward, which changes no shares.
 
 Here belong the values of any game given by a function of coalitions, exactly or from permutations, and the game whose
 players are models. A coalition is an integer: bit i is set when player i is in it. Values are integers, so that sums
@@ -117,7 +119,7 @@ def shapley_values(game: Game, sampling: Sampling = DEFAULT_SAMPLING) -> Estimat
 
 
 def exact(game: Game) -> Estimate:
-    """All coalitions, each marginal contribution weighted by `s! (n - s - 1)! / n!` (Wang et al., eq. 1).
+    """All coalitions, each marginal contribution weighted by `s! (n - s - 1)! / n!` (Wang et al., eq. 2).
 
     Raises:
         ShapleyError: there are more than `MAX_EXACT_PLAYERS` players.

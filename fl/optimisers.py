@@ -1,7 +1,11 @@
-"""Adam and gradient descent, bit for bit those of `torch.optim` with its defaults.
+"""Adam and gradient descent, bit for bit those of `torch.optim` with its defaults; a test compares the bits.
 
-A first step there imports torch's compiler, which takes a process 1.5 s, and each step looks after settings that nobody
-here has. A test compares the bits. Importing this imports torch.
+A first step there imports torch's compiler: 1.4 s of a processor, as long as torch itself takes, and 150 MiB (2.14.1).
+Five epochs of the digits take 1.6 s with it in a new process, 0.1 s with this. What that imports:
+
+    python -X importtime -c "import torch; p = torch.ones(1); p.grad = p; torch.optim.Adam([p]).step()"
+
+Importing this imports torch.
 """
 
 from collections.abc import Sequence

@@ -11,7 +11,7 @@ import tomllib
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -19,6 +19,9 @@ from bflnode.consensus.genesis import MAX_GENESIS_ACCOUNTS
 from bflnode.consensus.task import PERMILLE
 from bflnode.consensus.types import MAX_CLIENTS
 from bflnode.node.home import HomeError
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 MAX_FILE_BYTES = 1024 * 1024
 """Far more than anybody writes by hand."""
@@ -178,6 +181,11 @@ class Experiment(_Section):
             if twice:
                 remedy = "give each its own label" if what == "methods" else "name it once"
                 raise ValueError(f"{what} has {twice[0]} twice: {remedy}")
+        shown = {f"{alpha:g}": alpha for alpha in reversed(self.alphas)}
+        for alpha in self.alphas:
+            other = shown[f"{alpha:g}"]
+            if other != alpha:
+                raise ValueError(f"alphas {other!r} and {alpha!r} are both {alpha:g} in results: leave one out")
         if self.sample > self.clients:
             raise ValueError(f"sample is {self.sample} of {self.clients} clients: give at most as many, or 0 for all")
         runs = len(titles) * len(self.seeds) * len(self.alphas)
@@ -271,15 +279,24 @@ def parse_experiment(content: bytes, path: Path) -> Experiment:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        if first["type"] == "extra_forbidden":
-            what = "there is no such setting, correct or remove it"
-        else:
-            what = first["msg"].removeprefix("Value error, ")
-        raise ExperimentError(f"{path}: {_shown(where) + ': ' if where else ''}{what}") from error
+        raise ExperimentError(f"{path}: {_shown(where) + ': ' if where else ''}{_fault(first)}") from error
     except ValueError as error:
         raise ExperimentError(f"{path} is not valid TOML: {_shown(str(error))}") from error
     except RecursionError as error:
         raise ExperimentError(f"{path} is no experiment's file: its brackets are nested too deep") from error
+
+
+def _fault(error: "ErrorDetails") -> str:
+    """What is wrong with a setting, and what it is."""
+    kind, value = error["type"], error["input"]
+    if kind == "extra_forbidden":
+        return "there is no such setting, correct or remove it"
+    if kind == "missing":
+        return "it is missing, and has no default: add it"
+    if kind == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    expected = {"tuple_type": "give a list", "model_type": "give a table"}.get(kind, error["msg"])
+    return f"{expected}, it is {_shown(repr(value))}" if isinstance(value, str | int | float) else expected
 
 
 def _shown(text: str) -> str:

@@ -47,7 +47,12 @@ def test_methods_alphas_and_seeds_are_crossed_and_runs_with_equal_data_follow_ea
     [
         (f"round = 3\n{SMALLEST}", "file.toml: round: there is no such setting, correct or remove it"),
         (f"{SMALLEST}[data]\nsort = 1\n", "data.sort: there is no such setting"),
-        (f"rounds = 0\n{SMALLEST}", "rounds: Input should be greater than or equal to 1"),
+        (f"rounds = 0\n{SMALLEST}", "rounds: Input should be greater than or equal to 1, it is 0"),
+        (f'rounds = "few"\n{SMALLEST}', "unable to parse string as an integer, it is 'few'"),
+        ('name = "x"\nmethods = 3\n', "methods: give a list, it is 3"),
+        (f"data = 3\n{SMALLEST}", "data: give a table, it is 3"),
+        ('[[methods]]\nname = "fedavg"\n', "name: it is missing, and has no default: add it"),
+        (f"alphas = [0.1, 0.10000001]\n{SMALLEST}", "alphas 0.1 and 0.10000001 are both 0.1 in results: leave one out"),
         (f"alphas = [nan]\n{SMALLEST}", "alphas.0: Input should be a finite number"),
         (f"clients = 5\nsample = 6\n{SMALLEST}", "sample is 6 of 5 clients: give at most as many, or 0 for all"),
         (f'{SMALLEST}[[methods]]\nname = "fedavg"\n', "methods has fedavg twice: give each its own label"),

@@ -7,6 +7,7 @@ bounded by the workers, not by the clients. Results are the same on each of them
 import multiprocessing
 import os
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,9 @@ JOBS_AHEAD = 2
 """Jobs under way for each worker: one that is done, one that waits."""
 
 LOCAL_RAY = "local"
+
+REACH_TIMEOUT_S = 10.0
+"""To connect to a Ray cluster: a machine that is there answers within a second, also far away."""
 
 
 class Pool(Protocol):
@@ -117,6 +121,7 @@ class RayPool(_Closing):
         ray = _import_ray()
         local = address == LOCAL_RAY
         places: dict[str, Any] = {"num_cpus": workers} if local else {"address": address}
+        _require_reachable(address)
         try:
             ray.init(**places, log_to_driver=False, include_dashboard=False if local else None, logging_level="error")
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -171,6 +176,17 @@ def make_pool(population: "Population", workers: int, ray_address: str | None) -
     return ProcessPool(population, workers) if workers > 1 else SamePool(population)
 
 
+def _require_reachable(address: str) -> None:
+    """Refuse an address where nothing listens: Ray itself tries for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), REACH_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ExperimentError(f"no Ray cluster at {address}: {error}; start one, or use --ray local") from error
+
+
 class _RayPlayer:
     """The actor on a Ray worker."""
 
@@ -189,9 +205,10 @@ _player: "Player | None" = None
 
 
 def _start_worker(population: "Population") -> None:
-    """Begin as a forked worker: leave Ctrl-C to the parent, and end with it, however it dies."""
+    """Begin as a forked worker: leave Ctrl-C to the parent, end at SIGTERM, and with the parent, however it dies."""
     global _player
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     runtime.set_threads(1)
     from bflnode.fl.client_round import Player

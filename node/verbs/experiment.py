@@ -1,5 +1,6 @@
 """The verbs of experiments, `bflnode experiment …`: options, progress, and how answers look."""
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -117,12 +118,15 @@ def _play(folder: "ExperimentFolder", jobs: int, ray_address: str | None, as_jso
     from bflnode.node.experiments.run import Workers, run_experiment
     from bflnode.node.experiments.store import describe
 
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` and batch systems stop it as Ctrl-C does
     try:
         run_experiment(folder, Workers(jobs, ray_address), _show_progress)
     except KeyboardInterrupt as error:
         raise CommandError(
             f"stopped: go on with `bflnode experiment resume {folder.path}`", exit_code=INTERRUPTED
         ) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
     emit(describe(folder), as_json, _show_runs)
     if not as_json:
         click.echo(f"tables are in {folder.path}; `bflnode experiment report {folder.path}` makes a report")

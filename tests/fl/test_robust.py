@@ -83,10 +83,10 @@ def test_norm_clipping_shortens_a_step_to_the_median_one() -> None:
     assert combined(RobustRule(name="norm-clipping"), models, model(10)) == [pytest.approx((11 + 8 + 12) / 3)]
 
 
-def test_norm_clipping_to_half_the_median_step_shortens_the_median_one_too() -> None:
-    rule = RobustRule(name="norm-clipping", clip=0.5)
+def test_norm_clipping_to_a_quarter_of_the_median_step_shortens_all_of_them() -> None:
+    rule = RobustRule(name="norm-clipping", clip=0.25)
 
-    assert combined(rule, [model(11), model(8), model(100)], model(10)) == [pytest.approx((11 + 9 + 11) / 3)]
+    assert combined(rule, [model(11), model(8), model(100)], model(10)) == [pytest.approx((10.5 + 9.5 + 10.5) / 3)]
 
 
 def test_a_counter_is_the_lower_median_which_nobody_can_push_away() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 
@@ -80,13 +81,25 @@ class Stranger:
     async def on_disconnected(self, peer: PeerId) -> None: ...
 
 
+Kind = TypeVar("Kind", bound=Stranger)
+
+
 @asynccontextmanager
 async def stranger_of(
     node: Node, *, seed: int = 99, greets: bool = True, key: SecretKey | None = None
 ) -> AsyncIterator[Stranger]:
     """A stranger connected to a node, and greeted unless a test wants to do that itself."""
+    async with stranger_of_kind(Stranger, node, seed=seed, greets=greets, key=key) as stranger:
+        yield stranger
+
+
+@asynccontextmanager
+async def stranger_of_kind(
+    kind: type[Kind], node: Node, *, seed: int = 99, greets: bool = True, key: SecretKey | None = None
+) -> AsyncIterator[Kind]:
+    """The same with a class of a test's own, which answers otherwise."""
     chain_id = node.chain.genesis.chain_id
-    stranger = Stranger(chain_id, key or SecretKey.from_seed(bytes([seed]) * 32))
+    stranger = kind(chain_id, key or SecretKey.from_seed(bytes([seed]) * 32))
     config = NetworkConfig(
         identity_seed=bytes([seed]) * 32,
         listen=("/ip4/127.0.0.1/tcp/0",),

@@ -20,7 +20,7 @@ from bflnode.node.p2p.streams import PeerSession, Traffic
 from tests.node.networks import address_and_id, echo_works, eventually, networks
 from tests.node.nodes import opened
 from tests.node.rpc.test_server import two_accounts
-from tests.node.strangers import Stranger, stranger_of
+from tests.node.strangers import Stranger, stranger_of, stranger_of_kind
 
 FULL = "full: there are 2 peers already"
 MOST = 10
@@ -134,19 +134,18 @@ async def test_connections_of_strangers_do_not_keep_out_a_configured_peer() -> N
         assert await echo_works(friend, node.peer_id)
 
 
+class Silent(Stranger):
+    """A stranger that answers nothing."""
+
+    async def on_request(self, protocol: str, sender: PeerId, data: bytes) -> bytes:
+        await trio.sleep_forever()
+        return b""
+
+
 @asynccontextmanager
-async def silent_peer(node: Node, seed: int, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stranger]:
+async def silent_peer(node: Node, seed: int) -> AsyncIterator[Stranger]:
     """A connection that never says hello."""
-
-    class Silent(Stranger):
-        async def on_request(self, protocol: str, sender: PeerId, data: bytes) -> bytes:
-            await trio.sleep_forever()
-            return b""
-
-    async with AsyncExitStack() as stack:
-        with monkeypatch.context() as patch:
-            patch.setattr("tests.node.strangers.Stranger", Silent)
-            stranger = await stack.enter_async_context(stranger_of(node, seed=seed, greets=False))
+    async with stranger_of_kind(Silent, node, seed=seed, greets=False) as stranger:
         yield stranger
 
 
@@ -158,7 +157,7 @@ async def test_connections_without_hello_give_way_to_a_validator(
     home, harness = two_accounts(tmp_path / "home", actor=1)
     async with (
         opened([home], p2p={"max_peers": 1}) as [node],
-        silent_peer(node, 98, monkeypatch) as silent,
+        silent_peer(node, 98) as silent,
         stranger_of(node, seed=97, key=harness.keys[0]) as validator,
     ):
         assert node.peers.worth_of(validator.network.peer_id) is Worth.RESERVED

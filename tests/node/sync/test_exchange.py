@@ -11,10 +11,11 @@ from bflnode.consensus.types import BlobId
 from bflnode.node.home import Home
 from bflnode.node.node import Node
 from bflnode.node.p2p.messages import CHUNKS, MANIFESTS, ChunkRequest, ManifestRequest
+from bflnode.node.p2p.network import PeerId
 from bflnode.node.sync import exchange as limits
 from tests.node.networks import eventually
 from tests.node.nodes import opened, small_network
-from tests.node.strangers import Stranger, stranger_of
+from tests.node.strangers import Stranger, stranger_of, stranger_of_kind
 
 DATA = bytes(range(256)) * 4096  # four chunks
 MANIFEST = manifest_of([DATA])
@@ -123,19 +124,18 @@ async def test_a_peer_that_sends_other_bytes_is_punished_and_the_next_is_asked(t
 
 
 class SlowStranger(Stranger):
-    async def on_request(self, protocol: str, sender: object, data: bytes) -> bytes:  # type: ignore[override]
+    async def on_request(self, protocol: str, sender: PeerId, data: bytes) -> bytes:
         if protocol == CHUNKS:
             await trio.sleep(0.2)
             index = ChunkRequest.from_bytes(data, max_bytes=256).index
             return DATA[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
-        return await super().on_request(protocol, sender, data)  # type: ignore[arg-type]
+        return await super().on_request(protocol, sender, data)
 
 
 async def test_a_peer_that_dribbles_gives_way_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "REQUEST_TIMEOUT_S", 0.3)
     monkeypatch.setattr(limits, "SLOWEST_CHUNK_S", 0.01)
-    monkeypatch.setattr("tests.node.strangers.Stranger", SlowStranger)
-    async with opened(homes_of(tmp_path, 2)) as [here, there], stranger_of(here) as slow:
+    async with opened(homes_of(tmp_path, 2)) as [here, there], stranger_of_kind(SlowStranger, here) as slow:
         slow.answers = {MANIFESTS: MANIFEST.to_bytes()}
         await connected(here, there)
         there.blobs.put(DATA)

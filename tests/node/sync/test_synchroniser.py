@@ -35,7 +35,7 @@ from tests.consensus.harness import Harness
 from tests.node.networks import eventually
 from tests.node.nodes import going, opened, until
 from tests.node.stored_homes import home_with, store_chain
-from tests.node.strangers import Stranger, stranger_of
+from tests.node.strangers import Stranger, stranger_of_kind
 
 BLOCKS_MADE = 100
 HELPERS = 3
@@ -118,13 +118,9 @@ class Teller(Stranger):
 
 
 @asynccontextmanager
-async def telling(
-    node: Node, answer: Answer, monkeypatch: pytest.MonkeyPatch, *, height: int, delay_s: float = 0.0
-) -> AsyncIterator[Teller]:
+async def telling(node: Node, answer: Answer, *, height: int, delay_s: float = 0.0) -> AsyncIterator[Teller]:
     """A peer that claims a height and answers so; it comes first, because nobody claims more."""
-    monkeypatch.setattr("tests.node.strangers.Stranger", Teller)
-    async with stranger_of(node, greets=False) as teller:
-        assert isinstance(teller, Teller)
+    async with stranger_of_kind(Teller, node, greets=False) as teller:
         teller.answer, teller.delay_s, teller.height = answer, delay_s, height
         await teller.ask(HELLO, teller.hello())
         node.synchroniser.notice(teller.network.peer_id, height)
@@ -155,12 +151,10 @@ async def test_several_peers_share_the_work(network: Network) -> None:
         assert sum(asked) <= -(-BLOCKS_MADE // 32) + 1
 
 
-async def test_a_claimed_height_without_blocks_is_punished_and_honest_peers_are_asked(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_claimed_height_without_blocks_is_punished_and_honest_peers_are_asked(network: Network) -> None:
     async with (
         catching_up(network) as (node, _),
-        telling(node, lambda _: FinalBlocks(()), monkeypatch, height=2**50) as liar,
+        telling(node, lambda _: FinalBlocks(()), height=2**50) as liar,
     ):
         await until_there(node)
         assert score_of(node, liar) > 0
@@ -172,7 +166,7 @@ async def test_a_peer_that_claims_and_does_not_answer_costs_one_time_out(
     monkeypatch.setattr(limits, "REQUEST_TIMEOUT_S", 0.5)
     async with (
         catching_up(network) as (node, _),
-        telling(node, lambda _: None, monkeypatch, height=2**50) as silent,
+        telling(node, lambda _: None, height=2**50) as silent,
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(claim_for_ever, silent)
@@ -204,7 +198,7 @@ async def test_a_claim_that_is_not_backed_by_blocks_loses_its_weight(
     shutil.copytree(network.helpers[0].root / "config", twin.root / "config", dirs_exist_ok=True)
     async with (
         opened([network.newcomer, twin]) as [node, honest],
-        telling(node, answer, monkeypatch, height=1000) as liar,
+        telling(node, answer, height=1000) as liar,
         trio.open_nursery() as nursery,
     ):
         await honest.network.dial(node.network.addresses[0])
@@ -237,7 +231,7 @@ async def test_whose_word_lost_its_weight_is_asked_again_later_and_counts_once_i
 
     async with (
         opened([network.newcomer]) as [node],
-        telling(node, come_round, monkeypatch, height=20) as peer,
+        telling(node, come_round, height=20) as peer,
         going([node]),
         trio.open_nursery() as nursery,
     ):
@@ -247,12 +241,10 @@ async def test_whose_word_lost_its_weight_is_asked_again_later_and_counts_once_i
         nursery.cancel_scope.cancel()
 
 
-async def test_a_node_catches_up_from_an_honest_peer_that_comes_after_the_liars(
-    network: Network, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_node_catches_up_from_an_honest_peer_that_comes_after_the_liars(network: Network) -> None:
     async with (
         opened([network.newcomer]) as [node],
-        telling(node, refuse, monkeypatch, height=2**50) as liar,
+        telling(node, refuse, height=2**50) as liar,
         going([node]),
         trio.open_nursery() as nursery,
     ):
@@ -284,7 +276,7 @@ async def test_a_peer_that_drips_is_overtaken_and_left_alone(
 
     async with (
         catching_up(network) as (node, _),
-        telling(node, one, monkeypatch, height=BLOCKS_MADE + 50, delay_s=5.0) as dripping,
+        telling(node, one, height=BLOCKS_MADE + 50, delay_s=5.0) as dripping,
     ):
         with trio.fail_after(5.0):
             await until_there(node)
@@ -318,21 +310,21 @@ def wrong_blocks(store: ChainStore, kind: str, start: int) -> bytes:
     "kind", ["forged commit", "no commit", "forged block", "changed block", "another block", "junk"]
 )
 async def test_wrong_blocks_are_refused_their_sender_is_punished_and_another_is_asked(
-    network: Network, store: ChainStore, monkeypatch: pytest.MonkeyPatch, kind: str
+    network: Network, store: ChainStore, kind: str
 ) -> None:
     def lie(request: BlocksRequest) -> FinalBlocks:
         return FinalBlocks((wrong_blocks(store, kind, min(request.start, BLOCKS_MADE - 1)),) * request.count)
 
     async with (
         catching_up(network) as (node, [helper]),
-        telling(node, lie, monkeypatch, height=BLOCKS_MADE + 50) as liar,
+        telling(node, lie, height=BLOCKS_MADE + 50) as liar,
     ):
         await until_there(node)
         assert score_of(node, liar) > 0
         assert node.chain.tree.root == helper.chain.tree.root
 
 
-async def test_blocks_of_another_fork_are_refused(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_blocks_of_another_fork_are_refused(network: Network) -> None:
     """The same genesis, other blocks, signed by nobody but one of the validators."""
     fork = Harness()
     finals = []
@@ -347,16 +339,14 @@ async def test_blocks_of_another_fork_are_refused(network: Network, monkeypatch:
 
     async with (
         catching_up(network) as (node, [helper]),
-        telling(node, tell, monkeypatch, height=BLOCKS_MADE + 50) as liar,
+        telling(node, tell, height=BLOCKS_MADE + 50) as liar,
     ):
         await until_there(node)
         assert score_of(node, liar) > 0
         assert node.chain.tree.root == helper.chain.tree.root
 
 
-async def test_more_blocks_than_were_asked_for_are_not_kept(
-    network: Network, store: ChainStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_more_blocks_than_were_asked_for_are_not_kept(network: Network, store: ChainStore) -> None:
     """An endless supply of valid blocks is used as far as it goes, and no batch grows beyond what was asked for."""
     seen = []
 
@@ -367,7 +357,7 @@ async def test_more_blocks_than_were_asked_for_are_not_kept(
 
     async with (
         opened([network.newcomer]) as [node],
-        telling(node, generous, monkeypatch, height=10) as teller,
+        telling(node, generous, height=10) as teller,
     ):
         await until_there(node, 10)
         assert [(request.start, request.count) for request in seen] == [(1, 10)]

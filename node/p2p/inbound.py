@@ -150,7 +150,7 @@ class Inbound:
             return bytes([Status.REFUSED]) + str(rejection).encode()[:MAX_REASON_BYTES]
         except trio.TooSlowError:
             return bytes([Status.FAILED]) + b"no answer in time"
-        except Exception:
+        except Exception:  # the daemon's edge: bytes of a peer met a bug of ours
             logger.exception("request handler failed on %s of %s", protocol, sender)
         return bytes([Status.FAILED]) + b"internal error"
 
@@ -175,6 +175,6 @@ class Inbound:
             is_forged = rejection.reason is Reason.BAD_SIGNATURE
             cost = VIOLATION_COST if is_forged else REFUSAL_COST + len(data) / BYTES_COST
             self._charge(sender, f"{channel}: {rejection}", cost, rejection.reason)
-        except Exception:
+        except Exception:  # the daemon's edge, likewise
             logger.exception("handler failed on %s of %s", channel, sender)
         return None

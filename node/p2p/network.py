@@ -536,7 +536,7 @@ class Network:
             self._charge(peer, str(rejection), VIOLATION_COST)
         except TransportError as error:
             logger.info("%s: %s", peer, error)
-        except Exception:
+        except Exception:  # the daemon's edge: a bug of ours must not end the node
             logger.exception("a connection handler failed for %s", peer)
 
     def _stream_opener(self, peer: PeerId) -> Callable[[str], Any]:

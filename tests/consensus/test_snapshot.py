@@ -1,7 +1,7 @@
 """Snapshots: one file for one state, and nothing in them that has to be believed."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from hashlib import sha256
 
@@ -25,7 +25,7 @@ from bflnode.consensus.snapshot import (
     write_entries,
 )
 from bflnode.consensus.state import StateTree
-from bflnode.consensus.types import BlobId, Hash
+from bflnode.consensus.types import BlobId, ChainId
 from tests.consensus.harness import Harness
 
 ENTRIES = st.dictionaries(st.binary(max_size=40), st.binary(max_size=300), max_size=40).map(
@@ -57,9 +57,9 @@ def harness() -> Harness:
     return made
 
 
-def rejected(call: object) -> Reason:
+def rejected(call: Callable[[], object]) -> Reason:
     with pytest.raises(Rejection) as caught:
-        call()  # type: ignore[operator]
+        call()
     return caught.value.reason
 
 
@@ -124,8 +124,8 @@ def test_more_or_fewer_entries_than_announced_are_refused(harness: Harness) -> N
 
 def test_a_snapshot_of_another_chain_is_refused(harness: Harness) -> None:
     snapshot, _ = snapshot_of(harness)
-    other = Hash(bytes(32))
-    assert rejected(lambda: verify_snapshot(other, snapshot, harness.tree)) is Reason.WRONG_CHAIN  # type: ignore[arg-type]
+    other = ChainId(bytes(32))
+    assert rejected(lambda: verify_snapshot(other, snapshot, harness.tree)) is Reason.WRONG_CHAIN
 
 
 def test_a_commit_for_another_block_or_without_quorum_is_refused(harness: Harness) -> None:

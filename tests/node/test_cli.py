@@ -271,7 +271,7 @@ def test_model_classifies_a_persons_samples(learned: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_script_names_the_program(shell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completion_script_names_the_program(shell: str) -> None:
     result = run("completion", shell)
     assert result.exit_code == 0
     assert "_BFLNODE_COMPLETE" in result.stdout

@@ -83,7 +83,7 @@ class Withholder(Cheat):
         def refuse(data: bytes) -> bytes:
             raise Rejection(Reason.UNKNOWN_BLOB)
 
-        node.exchange.serve_manifest = node.exchange.serve_chunk = refuse  # type: ignore[method-assign]
+        node.exchange.serve_manifest = node.exchange.serve_chunk = refuse  # type: ignore[method-assign]  # of this one node
 
 
 class FirstAggregator(Cheat):

@@ -124,7 +124,9 @@ async def test_a_node_whose_chain_is_lost_fetches_it_again_and_votes_again(tmp_p
             assert after.agreement.machine._account == after.key.account
 
 
-async def test_a_disk_that_fails_stops_the_node_with_one_clear_error(tmp_path: Path) -> None:
+async def test_a_disk_that_fails_stops_the_node_with_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     net = small_network(tmp_path)
 
     def fail(*_: object) -> None:
@@ -133,7 +135,7 @@ async def test_a_disk_that_fails_stops_the_node_with_one_clear_error(tmp_path: P
     message = "/disk: writing block 1 failed: No space left on device. Free some space"
     with pytest.raises(StorageError, match=re.escape(message)):  # noqa: PT012 - it is raised when the node is left
         async with opened(net.homes) as nodes:
-            nodes[0].chain.store.append = fail  # type: ignore[method-assign, assignment]
+            monkeypatch.setattr(nodes[0].chain.store, "append", fail)
             async with going(nodes):
                 await trio.sleep_forever()
 

@@ -9,6 +9,7 @@ import trio
 from bflnode.consensus.duties import Duty, OwnStep, RevealModel, Train
 from bflnode.consensus.tables import PARTICIPANTS, all_tasks, participant_key
 from bflnode.consensus.transaction import Commit, Reveal
+from bflnode.consensus.types import Hash
 from bflnode.node import participant as limits
 from bflnode.node.duty_work import CannotFulfilError
 from bflnode.node.node import Node
@@ -97,7 +98,7 @@ async def test_a_refused_transaction_is_made_anew(tmp_path: Path, monkeypatch: p
             nonlocal tried
             tried += 1
             body = await reveal(duty)
-            return Reveal(body.slot, body.model, body.size, bytes(32)) if tried == 1 else body  # type: ignore[arg-type]
+            return Reveal(body.slot, body.model, body.size, Hash(bytes(32))) if tried == 1 else body
 
         monkeypatch.setattr(work, "reveal", confused)
         async with going([node]):

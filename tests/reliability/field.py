@@ -25,6 +25,7 @@ from bflnode.node.testnets.homes import Testnet, TestnetOptions, add_node, load_
 from bflnode.node.workers.launcher import LAUNCHER_VARIABLE
 from bflnode.storage import failpoints
 from bflnode.storage.home_lock import running_pid
+from tests.e2e.network import eventually
 
 from .load import Load
 from .watch import Watch
@@ -117,10 +118,8 @@ class Field:
             self.watch.wait(f"{name} signs again", lambda name=name: self.watch.voted(name) > top, DEADLINE_S)
 
     def _wait_until_gone(self, name: str) -> None:
-        end = time.monotonic() + DEADLINE_S
-        while running_pid(self.testnet.home(name).root) is not None:
-            assert time.monotonic() < end, f"{name} can't be killed"
-            time.sleep(0.01)
+        home = self.testnet.home(name)
+        eventually(f"{name} is gone", lambda: running_pid(home.root) is None, DEADLINE_S)
 
 
 def start_armed(

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -27,7 +26,7 @@ def test_nothing_is_armed_unless_the_environment_says_so() -> None:
         after(operation)
 
 
-def test_an_operation_fails_from_the_pass_that_is_named_on(tmp_path: Path) -> None:
+def test_an_operation_fails_from_the_pass_that_is_named_on() -> None:
     assert arm({VARIABLE: "wal.fsync.before=error:ENOSPC@3"}) == "wal.fsync.before=error:ENOSPC@3"
     for _ in range(2):
         before(Operation.WAL_FSYNC)

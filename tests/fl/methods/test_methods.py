@@ -266,7 +266,7 @@ def test_the_decision_layer_is_never_sent_and_comes_back_in_the_next_round(name:
     assert {key.split(".")[0] for key in update.sent} == {"representation"}
     assert {key.split(".")[0] for key in update.kept} == {"decision"}
     again = method.personal_model(local(kept=update.kept))
-    assert np.array_equal(get_tensors(again)["decision.weight"], update.kept["decision.weight"])  # type: ignore[arg-type]
+    assert np.array_equal(get_tensors(again)["decision.weight"], update.kept["decision.weight"])
 
 
 @pytest.mark.parametrize("name", ["fedper", "fedrep"])

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from bflnode.node.workers.worker_protocol import (
     UpdateMatrixJob,
 )
 from bflnode.storage.home_lock import HomeLock
+from tests.e2e.network import eventually
 
 FILE = """
 name = "tiny"
@@ -139,10 +139,7 @@ def test_a_killed_experiment_loses_at_most_a_round_and_leaves_no_process(folder:
     assert "round 2 of 3" in said[1], said
     assert len(children) == 2
     assert describe(open_folder(killed))["runs"][0]["round"] >= 2
-    deadline = time.monotonic() + 20
-    while any(_is_alive(pid) for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(_is_alive(pid) for pid in children)
+    eventually("its processes have ended", lambda: not any(_is_alive(pid) for pid in children), 20)
 
     assert run(open_folder(killed)) == heads(whole)
 

@@ -246,9 +246,7 @@ async def test_parts_of_states_that_never_come_whole_do_not_fill_the_disk(networ
     assert len(list(network.newcomer.snapshots.rglob("partial/*"))) == state_sync.MAX_UNFINISHED
 
 
-async def test_a_claim_of_a_later_block_that_does_not_follow_is_not_believed(
-    network: Network, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_claim_of_a_later_block_that_does_not_follow_is_not_believed(network: Network) -> None:
     good = snapshot_at(network, LATER)
     header = replace(good.header, height=10**6)
     async with opened(network.helpers[:1]) as helpers, lying(network) as liar:

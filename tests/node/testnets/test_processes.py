@@ -170,7 +170,7 @@ def test_followed_logs_give_whole_lines_also_after_they_were_replaced(tmp_path: 
     assert next(lines) == ("one", "new")
 
 
-def test_a_process_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+def test_a_process_that_ignores_sigterm_is_killed() -> None:
     read, write = os.pipe()
     pid = os.posix_spawn(
         "/bin/sh",

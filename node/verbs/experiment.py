@@ -118,7 +118,7 @@ def _play(folder: "ExperimentFolder", jobs: int, ray_address: str | None, as_jso
     from bflnode.node.experiments.run import Workers, run_experiment
     from bflnode.node.experiments.store import describe
 
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` and batch systems stop it as Ctrl-C does
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems send it
     try:
         run_experiment(folder, Workers(jobs, ray_address), _show_progress)
     except KeyboardInterrupt as error:

@@ -42,11 +42,16 @@ class FedProto(Method):
 
     Each client minimises cross entropy plus `weight` times the mean squared distance of a sample's code from the global
     prototype of its class (eq. 7; the squared distance divided by the code's length, as in its public code). Prototypes
-    are averaged over the clients that hold the class, by their number of samples of it (eq. 6).
+    are averaged over the clients that hold the class, by their number of samples of it (eq. 6, without its factor of
+    one over the number of these clients, by which the mean of equal prototypes would be another one).
+
+    Deviation: a client predicts by its decision layer, which the public code reports as well, and not by the nearest
+    prototype.
 
     Attributes:
         weight: lambda; 1 is the paper's.
-        average_models: also average the models. The paper doesn't: its models may differ in shape. BFLN's baselines do.
+        average_models: also average the models. That isn't FedProto, whose models stay with their clients and may
+            differ in shape, but what BFLN's baselines make of it: compare with both.
     """
 
     name = "fedproto"

@@ -30,7 +30,7 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-from bflnode.consensus.genesis import Genesis, GenesisError, parse_genesis
+from bflnode.consensus.genesis import MAX_GENESIS_TEXT, Genesis, GenesisError, parse_genesis
 from bflnode.consensus.keys import SecretKey, parse_account
 from bflnode.consensus.types import AccountId, Signature
 from bflnode.storage.durable import write_durably
@@ -39,6 +39,9 @@ from .protected_key import ProtectedKey, ProtectedKeyError, is_protected, known_
 
 KEY_MODE = 0o600
 """Key files are for their owner only."""
+
+MAX_SMALL_FILE = 64 * 1024
+"""Characters of a key or credential that are read: far more than either has."""
 
 
 class HomeError(Exception):
@@ -218,13 +221,19 @@ def read_genesis(path: Path) -> Genesis:
         HomeError: unreadable or not a genesis.
     """
     try:
-        return parse_genesis(path.read_text(encoding="utf-8"))
+        return parse_genesis(_beginning(path, MAX_GENESIS_TEXT + 1))
     except OSError as error:
         raise HomeError(f"cannot read the genesis {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise HomeError(f"the genesis {path} is not text: {error.reason}") from error
     except GenesisError as error:
         raise HomeError(f"the genesis {path} is not valid: {error}") from error
+
+
+def _beginning(path: Path, characters: int, *, encoding: str = "utf-8") -> str:
+    """So much of a file, or all: one that somebody else gave may be larger than the memory."""
+    with path.open(encoding=encoding) as file:
+        return file.read(characters)
 
 
 def read_credential(path: Path) -> tuple[AccountId, Signature]:
@@ -234,7 +243,7 @@ def read_credential(path: Path) -> tuple[AccountId, Signature]:
         HomeError: unreadable or malformed.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(_beginning(path, MAX_SMALL_FILE))
         account = parse_account(content["account"])
         credential = bytes.fromhex(content["credential"])
     except OSError as error:
@@ -326,7 +335,7 @@ def read_key_file(path: Path) -> str:
     """
     try:
         mode = path.stat().st_mode & 0o777
-        text = path.read_text(encoding="ascii")
+        text = _beginning(path, MAX_SMALL_FILE, encoding="ascii")
     except OSError as error:
         raise HomeError(f"cannot read the key {path}: {error.strerror}") from error
     except ValueError as error:

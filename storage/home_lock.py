@@ -42,7 +42,8 @@ class HomeLock:
         self.path = home / LOCK_FILE
         try:
             home.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # Not through a link: what a folder of somebody else's leads to would be emptied.
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise from_os_error(self.path, "opening the lock of this home", error) from error
         try:

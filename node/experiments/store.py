@@ -20,9 +20,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgpack
+from pydantic import Field, TypeAdapter, ValidationError
 
 from bflnode.storage.durable import sync_files, write_durably, write_for_now
 from bflnode.storage.home_lock import running_pid
@@ -49,6 +50,11 @@ TABLES: Mapping[str, tuple[str, ...]] = {
 
 Row = Sequence[object]
 
+Identifier = Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+"""A hash, hexadecimal; empty where there is none."""
+
+Count = Annotated[int, Field(ge=0)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
@@ -66,15 +72,18 @@ class RunState:
         device: that clients trained on.
     """
 
-    round: int
-    head: str
-    newcomers: str
-    received: dict[int, str] = field(default_factory=dict)
-    given: dict[int, str] = field(default_factory=dict)
-    kept: dict[int, int] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
-    seconds: float = 0.0
+    round: Count
+    head: Identifier
+    newcomers: Identifier
+    received: dict[int, Identifier] = field(default_factory=dict)
+    given: dict[int, Identifier] = field(default_factory=dict)
+    kept: dict[int, Count] = field(default_factory=dict)
+    sizes: dict[str, Count] = field(default_factory=dict)
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     device: str = ""
+
+
+_STATE = TypeAdapter(RunState)
 
 
 class RunFolder:
@@ -93,14 +102,15 @@ class RunFolder:
         """
         path = self.path / "state.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            for name in ("received", "given", "kept"):
-                content[name] = {int(client): value for client, value in content[name].items()}
-            return RunState(**content)
+            return _STATE.validate_json(path.read_bytes(), strict=True)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ExperimentError(f"{path} is damaged ({error}): remove {self.path} to begin this run anew") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = ": ".join((*map(str, first["loc"][:1]), first["msg"]))
+            raise ExperimentError(f"{path} is damaged ({what}): remove {self.path} to begin this run anew") from error
+        except OSError as error:
+            raise ExperimentError(f"{path} can't be read ({error.strerror}): check who may read it") from error
 
     def prepare(self, state: RunState | None) -> None:
         """Make folders, and cut off what belongs to a round that didn't end."""
@@ -254,6 +264,7 @@ def open_folder(path: Path) -> ExperimentFolder:
     Raises:
         ExperimentError: it is none, or damaged.
     """
+    _refuse_links(path)
     file = path / "experiment.toml"
     try:
         content = file.read_bytes()
@@ -265,6 +276,16 @@ def open_folder(path: Path) -> ExperimentFolder:
     if metadata.get("format") != FORMAT:
         raise ExperimentError(f"{path} was made by another version of bflnode: use that one, or run the file anew")
     return ExperimentFolder(path, parse_experiment(content, file), Path(str(metadata.get("source", "."))))
+
+
+def _refuse_links(path: Path) -> None:
+    """Refuse a folder with links: somebody else's may lead what a run removes and cuts off to any file."""
+    for folder, folders, files in os.walk(path):
+        for found in (Path(folder, name) for name in (*folders, *files)):
+            if found.is_symlink():
+                raise ExperimentError(
+                    f"{found} is a link, and runs write to their folder alone: put a copy in its place"
+                )
 
 
 def describe(folder: ExperimentFolder) -> dict[str, Any]:
@@ -313,7 +334,7 @@ def _metadata(path: Path) -> dict[str, Any]:
     file = path / "experiment.json"
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ExperimentError(f"{file} is missing or damaged ({error}): run the experiment anew elsewhere") from error
     if not isinstance(content, dict):
         raise ExperimentError(f"{file} is damaged: run the experiment anew elsewhere")

@@ -47,17 +47,17 @@ class RpcClient:
             raise UnreachableError(
                 f"the node at {self._url} did not answer in time: it may be busy, look at its log"
             ) from error
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, ValueError, RecursionError) as error:
             raise UnreachableError(
                 f"the node at {self._url} can't be reached ({error}): see whether it runs with `bflnode status`"
             ) from error
-        if not isinstance(answer, dict):
-            text = response.text.strip()[:200]
-            raise UnreachableError(f"{self._url} answers {response.status_code} ({text}): is that a bflnode?")
-        if "error" in answer:
-            fault = answer["error"]
-            raise RpcError(fault["code"], fault["message"], fault.get("data"))
-        return answer["result"]
+        match answer:
+            case {"error": {"code": int(code), "message": str(message), **details}}:
+                raise RpcError(code, message, details.get("data"))
+            case {"result": result}:
+                return result
+        text = response.text.strip()[:200]
+        raise UnreachableError(f"{self._url} answers {response.status_code} ({text}): is that a bflnode?")
 
     def close(self) -> None:
         """Close the connection."""

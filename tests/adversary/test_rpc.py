@@ -1,9 +1,12 @@
 """What any user of this machine could send to the RPC port."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -13,7 +16,9 @@ from bflnode.node.configuration import load_configuration
 from bflnode.node.node import open_node
 from bflnode.node.rpc import server as rpc
 from bflnode.node.rpc.calls import INSPECTIONS
+from bflnode.node.rpc.client import RpcClient
 from bflnode.node.rpc.methods import RpcMethods
+from bflnode.node.rpc.refusals import UnreachableError
 from tests.node.rpc.test_server import two_accounts
 
 
@@ -70,3 +75,40 @@ async def test_callers_of_what_is_slow_leave_half_of_the_time_to_the_node(
                 nursery.start_soon(methods.call, "models", {})
     assert len(looks) == 16
     assert all(begun - ended >= ended - began for (began, ended), (begun, _) in pairwise(looks))
+
+
+@contextmanager
+def answering(body: bytes) -> Iterator[str]:
+    """Something else than a node, which gives every request the same answer."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002  # the library's name
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"{}", b"[]", b"7", b"null", b'{"error":1}', b'{"error":{}}', b'{"error":{"code":"x","message":"y"}}'),
+        *(b'{"error":{"code":1}}', b"[" * 100_000, b'{"result":' + b"9" * 5_000 + b"}", b"\xff"),
+    ],
+)
+def test_whatever_else_answers_under_the_address_of_a_node_is_told_in_words(body: bytes) -> None:
+    with answering(body) as url, RpcClient(url) as client, pytest.raises(UnreachableError):
+        client.call("status")

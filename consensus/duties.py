@@ -222,11 +222,6 @@ def _round_duties(current: LearningRound, specification: TaskSpecification, acco
             return _attest_duty(current, specification, account)
 
 
-def _deadline_ms(current: LearningRound) -> int:
-    """The phase's deadline in header time, if no block moves the clock by more than it may."""
-    return current.header_ms + current.deadline_ms - current.clock_ms
-
-
 def _offered(current: LearningRound) -> tuple[OfferedModel, ...]:
     """The models that count so far: revealed ones in AVAILABLE, included ones from AGGREGATE on."""
     return tuple(
@@ -248,14 +243,14 @@ def _probe_duty(current: LearningRound, specification: TaskSpecification, accoun
     is_owed = specification.probe_mode is ProbeMode.AGGREGATOR and any(
         member.account == account and member.probe is None for member in current.line
     )
-    return [PostProbe(current.slot, specification, _deadline_ms(current))] if is_owed else []
+    return [PostProbe(current.slot, specification, current.deadline_header_ms)] if is_owed else []
 
 
 def _train_duty(current: LearningRound, specification: TaskSpecification, account: AccountId) -> list[Duty]:
     position = current.position_of(account)
     if position is None or current.clients[position].committed is not None:
         return []
-    return [Train(current.slot, current.clients[position].base, specification, _deadline_ms(current))]
+    return [Train(current.slot, current.clients[position].base, specification, current.deadline_header_ms)]
 
 
 def _reveal_duty(current: LearningRound, account: AccountId) -> list[Duty]:
@@ -265,14 +260,16 @@ def _reveal_duty(current: LearningRound, account: AccountId) -> list[Duty]:
     client = current.clients[position]
     if client.committed is None or client.revealed is not None:
         return []
-    return [RevealModel(current.slot, client.committed.commitment, _deadline_ms(current))]
+    return [RevealModel(current.slot, client.committed.commitment, current.deadline_header_ms)]
 
 
 def _vote_duty(current: LearningRound, specification: TaskSpecification, account: AccountId) -> list[Duty]:
     has_voted = any(vote.account == account for vote in current.availability)
     if has_voted or not _is_in_committee(current, account):
         return []
-    return [FetchAndVote(current.slot, specification, len(current.clients), _offered(current), _deadline_ms(current))]
+    return [
+        FetchAndVote(current.slot, specification, len(current.clients), _offered(current), current.deadline_header_ms)
+    ]
 
 
 def _aggregate_duty(current: LearningRound, specification: TaskSpecification, account: AccountId) -> list[Duty]:
@@ -286,7 +283,7 @@ def _aggregate_duty(current: LearningRound, specification: TaskSpecification, ac
             models=_offered(current),
             probe_seed=current.probe_seed,
             probe=acting.probe,
-            deadline_ms=_deadline_ms(current),
+            deadline_ms=current.deadline_header_ms,
         )
     ]
 
@@ -303,7 +300,7 @@ def _attest_duty(current: LearningRound, specification: TaskSpecification, accou
             models=_offered(current),
             probe_seed=current.probe_seed,
             aggregation=current.aggregation,
-            deadline_ms=_deadline_ms(current),
+            deadline_ms=current.deadline_header_ms,
         )
     ]
 

@@ -401,6 +401,11 @@ class LearningRound(Record):
         """The aggregator that may act."""
         return self.line[self.acting].account
 
+    @property
+    def deadline_header_ms(self) -> int:
+        """The phase's deadline in header time, if no block moves the clock by more than it may."""
+        return self.header_ms + self.deadline_ms - self.clock_ms
+
     def position_of(self, account: AccountId) -> int | None:
         """Position of a client in the snapshot."""
         return next((index for index, client in enumerate(self.clients) if client.account == account), None)

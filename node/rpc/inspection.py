@@ -127,7 +127,7 @@ class Inspector:
             "rule": None if running is None else rule_text(running),
             "settled_rounds": sum(_rounds_ended(task) for task in all_tasks(self._state)),
             "phase": "idle" if current is None else current.phase.name.lower(),
-            "phase_deadline_ms": None if current is None else inspection_rounds.deadline_ms(current),
+            "phase_deadline_ms": None if current is None else current.deadline_header_ms,
             "aggregator": None if current is None else account_text(current.aggregator),
             "clients": 0 if current is None else len(current.clients),
             "committed": 0 if current is None else sum(client.committed is not None for client in current.clients),

@@ -53,11 +53,6 @@ def verification_text(validators: int) -> str:
     )
 
 
-def deadline_ms(current: LearningRound) -> int:
-    """When the phase ends at the latest, in header time."""
-    return current.header_ms + current.deadline_ms - current.clock_ms
-
-
 def round_json(found: LearningRound | SettledRound, task: Task) -> dict[str, Any]:
     """A learning round with all its clients."""
     common = {
@@ -88,7 +83,7 @@ def round_json(found: LearningRound | SettledRound, task: Task) -> dict[str, Any
         return {
             **common,
             "phase": found.phase.name.lower(),
-            "deadline_ms": deadline_ms(found),
+            "deadline_ms": found.deadline_header_ms,
             "is_in_grace": found.is_in_grace,
             "is_extended": found.is_extended,
             "aggregator": account_text(found.aggregator),

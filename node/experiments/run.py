@@ -54,7 +54,6 @@ class Progress:
         post: mean accuracy after training.
         received: mean accuracy before it.
         seconds: that the round took.
-        rounds_left: of all runs.
         seconds_left: an estimate, None before there is one.
     """
 
@@ -64,7 +63,6 @@ class Progress:
     post: float
     received: float
     seconds: float
-    rounds_left: int
     seconds_left: float | None
 
 
@@ -166,7 +164,6 @@ class _Clock:
             post=record.post,
             received=record.received,
             seconds=record.seconds,
-            rounds_left=self._left,
             seconds_left=pace * self._left,
         )
 

@@ -328,10 +328,6 @@ class Network:
             await self._pubsub.publish(topic, data)
             self._traffic.sent(topic, len(data))
 
-    def mesh_ready(self, topic: str) -> bool:
-        """Whether a published message reaches anybody."""
-        return bool(self._gossip.mesh.get(topic))
-
     async def wait_for_mesh(self, topic: str, *, timeout_s: float, peers: int = 1) -> None:
         """Wait until the mesh of a topic has that many peers.
 

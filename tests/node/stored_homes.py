@@ -39,6 +39,13 @@ def store_chain(harness: Harness, folder: Path) -> None:
             parent = block.header
 
 
+def home_of(root: Path, harness: Harness, actor: int = 0) -> Home:
+    """The home of one of a harness's actors, with its whole chain."""
+    home = home_with(root, harness.genesis, harness.keys[actor])
+    store_chain(harness, home.chain)
+    return home
+
+
 def faulty_round() -> Harness:
     """Two settled learning rounds: all are honest in the first, in the second four are left out for four reasons."""
     harness = Harness(actors=7, rounds=3)
@@ -64,9 +71,7 @@ def faulty_round() -> Harness:
 def faulty_home(root: Path, actor: int = 0) -> tuple[Home, Harness]:
     """The home of an actor of `faulty_round`."""
     harness = faulty_round()
-    home = home_with(root, harness.genesis, harness.keys[actor])
-    store_chain(harness, home.chain)
-    return home, harness
+    return home_of(root, harness, actor), harness
 
 
 def learning_keys() -> tuple[SecretKey, ...]:

@@ -5,13 +5,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import plyvel
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from bflnode.consensus.genesis import format_genesis
 from bflnode.consensus.keys import SecretKey, account_text
@@ -21,30 +20,11 @@ from bflnode.node.cli import bflnode
 from bflnode.node.home import Home, write_seed
 from tests.consensus.harness import Harness
 from tests.consensus.setups import ADMISSION
+from tests.node.command_line import complaint, read, run
 from tests.node.learning_chain import ARCHITECTURE
 from tests.node.stored_homes import ABSENT, faulty_home, learning_home
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
-
-
-def run(*arguments: str | Path, **environment: str) -> Result:
-    return CliRunner().invoke(bflnode, [str(argument) for argument in arguments], env=environment)
-
-
-def read(*arguments: str | Path) -> Any:
-    """The JSON of a verb that succeeds."""
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-def complaint(result: Result, exit_code: int) -> str:
-    """The message of a verb that fails: one line, without a traceback."""
-    assert result.exit_code == exit_code, result.output
-    assert result.stderr.startswith("bflnode: ")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.output
-    return result.stderr
 
 
 def verbs(group: click.Group = bflnode, *path: str) -> Iterator[tuple[str, ...]]:

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 from nacl.pwhash import argon2id
 
 from bflnode.consensus.keys import SecretKey, account_text
 from bflnode.node import protected_key
-from bflnode.node.cli import bflnode
 from bflnode.node.home import Home, HomeError, make_home, read_account, read_secret_key
 from bflnode.node.protected_key import PASSPHRASE_FILE_VARIABLE, ProtectedKey, ProtectedKeyError
+from tests.node.command_line import run
 
 SEED = bytes(range(32))
 PASSPHRASE = b"correct horse battery staple"
@@ -39,10 +38,6 @@ def passphrase_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.chmod(0o600)
     monkeypatch.setenv(PASSPHRASE_FILE_VARIABLE, str(path))
     return path
-
-
-def run(*arguments: Any, typed: str = "") -> Result:
-    return CliRunner().invoke(bflnode, [str(argument) for argument in arguments], input=typed)
 
 
 def test_a_sealed_key_opens_with_its_passphrase_alone() -> None:

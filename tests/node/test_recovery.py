@@ -16,13 +16,7 @@ from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.errors import CorruptStore
 from bflnode.storage.signer_wal import DoubleSignError, SignerWal
 from tests.consensus.harness import Harness
-from tests.node.stored_homes import home_with, store_chain
-
-
-def home_of(root: Path, harness: Harness, actor: int = 0) -> Home:
-    home = home_with(root, harness.genesis, harness.keys[actor])
-    store_chain(harness, home.chain)
-    return home
+from tests.node.stored_homes import home_of, home_with
 
 
 @pytest.fixture(scope="module")

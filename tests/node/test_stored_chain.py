@@ -10,7 +10,7 @@ from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.errors import CorruptStore, StorageError
 from bflnode.storage.home_lock import HomeLock
 from tests.consensus.harness import Harness
-from tests.node.stored_homes import home_with, store_chain
+from tests.node.stored_homes import home_of
 
 
 @pytest.fixture
@@ -23,9 +23,7 @@ def harness() -> Harness:
 
 @pytest.fixture
 def home(harness: Harness, tmp_path: Path) -> Home:
-    made = home_with(tmp_path / "home", harness.genesis, harness.keys[0])
-    store_chain(harness, made.chain)
-    return made
+    return home_of(tmp_path / "home", harness)
 
 
 def nothing(_height: int) -> None:

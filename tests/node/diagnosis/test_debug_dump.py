@@ -17,7 +17,7 @@ from bflnode.node.daemon import run_node
 from bflnode.node.diagnosis.debug_dump import Dumped, write_dump
 from bflnode.node.home import Home, HomeError
 from tests.consensus.harness import Harness
-from tests.node.stored_homes import home_with, store_chain
+from tests.node.stored_homes import home_of
 
 PLANTED = "planted-secret-of-the-settings"
 
@@ -32,8 +32,7 @@ def harness() -> Harness:
 @pytest.fixture
 def home(harness: Harness, tmp_path: Path) -> Home:
     """A home with every kind of secret, and a log in which each has been written by mistake."""
-    made = home_with(tmp_path / "home", harness.genesis, harness.keys[0])
-    store_chain(harness, made.chain)
+    made = home_of(tmp_path / "home", harness)
     own = account_text(harness.keys[0].account)
     made.admission_file.write_text(json.dumps({"account": own, "credential": secrets.token_hex(64)}))
     (made.root / "config" / "network.key").write_text(secrets.token_hex(32))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 
 import pytest
 
@@ -10,11 +9,7 @@ from bflnode.consensus.clustering import cluster, triangle_from_matrix
 from bflnode.consensus.types import TOKEN, BlobId
 from bflnode.node.experiments.chain import ChainOptions, Offer, Outcome, Registration, VirtualChain
 from bflnode.node.experiments.file import ExperimentError
-
-
-def blob(*parts: object) -> BlobId:
-    return BlobId(sha256(repr(parts).encode()).digest())
-
+from tests.consensus.harness import blob
 
 OPTIONS = ChainOptions(
     name="test",

@@ -17,7 +17,7 @@ from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
 from tests.consensus.harness import Harness
 from tests.consensus.setups import OUTSIDER, PARAMETERS
-from tests.node.stored_homes import home_with, store_chain
+from tests.node.stored_homes import home_of, home_with, store_chain
 
 ACTIVE, JAILED, TOMBSTONED, POOR, NOBODY, WRONG = 0, 1, 2, 3, 4, 5
 
@@ -36,8 +36,7 @@ class Case:
         for _ in range(4):
             harness.wait(100)
         harness.block(harness.evidence(OUTSIDER, TOMBSTONED, height=3, round_=1))
-        self.home = home_with(root, harness.genesis, harness.keys[JAILED])
-        store_chain(harness, self.home.chain)
+        self.home = home_of(root, harness, JAILED)
 
     def name(self, actor: int) -> str:
         return account_text(self.harness.account(actor))

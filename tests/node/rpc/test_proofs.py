@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import trio
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from bflnode.consensus.keys import account_text
 from bflnode.consensus.ledger import validate_block
@@ -24,7 +24,6 @@ from bflnode.consensus.tables import current_validators
 from bflnode.consensus.task import MAX_PHASE_MS
 from bflnode.consensus.transaction import Bond, Unbond
 from bflnode.consensus.types import AccountId, BlockId
-from bflnode.node.cli import bflnode
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import Home
 from bflnode.node.journal import Journal
@@ -38,7 +37,16 @@ from bflnode.storage.chain_store import ChainStore
 from bflnode.storage.errors import MissingError
 from tests.consensus.harness import Harness
 from tests.consensus.setups import Setup
-from tests.node.stored_homes import ABSENT, COPIER, faulty_home, home_with, learning_home, learning_keys, store_chain
+from tests.node.command_line import complaint, read, run
+from tests.node.stored_homes import (
+    ABSENT,
+    COPIER,
+    faulty_home,
+    home_of,
+    home_with,
+    learning_home,
+    learning_keys,
+)
 
 ANY_AGE = ("--trusting-period", "any")
 """The chains of these tests are of 1970."""
@@ -62,24 +70,6 @@ finally:
         print(f"loaded {sorted(heavy)}", file=sys.stderr)
 """
 """Runs the command line and complains about what no check should need."""
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(bflnode, [str(argument) for argument in arguments])
-
-
-def read(*arguments: str | Path) -> Any:
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-def complaint(result: Result, exit_code: int) -> str:
-    """The one line that a verb says when it fails."""
-    assert result.exit_code == exit_code, result.output
-    assert result.stderr.startswith("bflnode: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
 
 
 @dataclass(frozen=True)
@@ -137,8 +127,7 @@ def changing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Harness]:
         harness.block(harness.sign(leaver, Unbond(10), nonce=0))
     for _ in range(3):
         harness.wait(100)
-    home = home_with(tmp_path_factory.mktemp("changing") / "home", harness.genesis, harness.keys[0])
-    store_chain(harness, home.chain)
+    home = home_of(tmp_path_factory.mktemp("changing") / "home", harness)
     return home, harness
 
 
@@ -362,8 +351,7 @@ def test_proof_is_of_the_state_at_hand_while_the_store_is_a_block_ahead(tmp_path
     harness = Harness()
     harness.wait(100)
     harness.wait(100)
-    home = home_with(tmp_path / "home", harness.genesis, harness.keys[0])
-    store_chain(harness, home.chain)
+    home = home_of(tmp_path / "home", harness)
     with ChainStore.open(home.chain) as store:
         tree = store.load_state()
         harness.block(harness.transfer(0, harness.account(1), 10))
@@ -460,8 +448,7 @@ def test_node_that_gives_something_else_is_found_out(answer: Any, said: str, lea
 def test_question_for_another_kind_of_proof_is_answered_with_the_kinds(tmp_path: Path) -> None:
     harness = Harness()
     harness.wait(100)
-    home = home_with(tmp_path / "home", harness.genesis, harness.keys[0])
-    store_chain(harness, home.chain)
+    home = home_of(tmp_path / "home", harness)
     with ChainStore.open(home.chain) as store:
         sources = Sources(store, store.load_state(), BlobStore(home.blobs), Journal(home.rounds), harness.account(0))
         inspector = Inspector(sources)

@@ -28,7 +28,7 @@ from bflnode.storage.errors import MissingError, StorageError
 from bflnode.storage.snapshot_store import SnapshotStore
 from tests.consensus.harness import Harness
 from tests.node.networks import eventually
-from tests.node.stored_homes import home_with, store_chain
+from tests.node.stored_homes import home_of, home_with
 
 BASE = 6
 
@@ -44,9 +44,7 @@ def harness() -> Harness:
 @pytest.fixture
 def home(harness: Harness, tmp_path: Path) -> Home:
     """The home of a validator with the whole chain."""
-    made = home_with(tmp_path / "home", harness.genesis, harness.keys[0])
-    store_chain(harness, made.chain)
-    return made
+    return home_of(tmp_path / "home", harness)
 
 
 @pytest.fixture

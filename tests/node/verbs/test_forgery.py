@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trio
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from bflnode.consensus.block import Commit, CommitSignature, VoteKind, sign_vote
 from bflnode.consensus.keys import account_text
@@ -16,19 +16,15 @@ from bflnode.consensus.proof_file import MAGIC, VERSION, ProofFile, decode_proof
 from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.transaction import Evidence
 from bflnode.consensus.types import Hash
-from bflnode.node.cli import bflnode
 from bflnode.node.configuration import load_configuration
 from bflnode.node.home import Home
 from bflnode.node.node import open_node
 from bflnode.node.rpc import server as rpc
 from tests.consensus.harness import Harness
-from tests.node.stored_homes import home_with, store_chain
+from tests.node.command_line import run
+from tests.node.stored_homes import home_of
 
 LIAR = 1
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(bflnode, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -41,9 +37,7 @@ def harness() -> Harness:
 
 @pytest.fixture
 def home(harness: Harness, tmp_path: Path) -> Home:
-    home = home_with(tmp_path / "home", harness.genesis, harness.keys[0])
-    store_chain(harness, home.chain)
-    return home
+    return home_of(tmp_path / "home", harness)
 
 
 def forged_file(harness: Harness, home: Home, folder: Path, *, round_: int = 0) -> Path:

@@ -1,18 +1,15 @@
 """The verbs `chain export`, `import`, `prune`, `rollback`, `check`, `model pin` and `unpin` as a person has them."""
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import plyvel
 import pytest
-from click.testing import CliRunner, Result
 
 from bflnode.consensus.tables import ACCOUNTS, Account
-from bflnode.node.cli import bflnode
 from bflnode.node.home import Home
 from bflnode.storage.home_lock import HomeLock
+from tests.node.command_line import complaint, read, run
 from tests.node.stored_homes import learning_home
 
 BLOCKS = 16
@@ -35,23 +32,6 @@ def fresh(learned: Home, tmp_path: Path) -> Home:
     """A home of the same network without a chain."""
     shutil.copytree(learned.root / "config", tmp_path / "fresh" / "config")
     return Home(tmp_path / "fresh")
-
-
-def run(*arguments: object, data: bytes | None = None) -> Result:
-    return CliRunner().invoke(bflnode, [str(argument) for argument in arguments], input=data)
-
-
-def read(*arguments: object) -> Any:
-    result = run(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout)
-
-
-def complaint(result: Result, exit_code: int) -> str:
-    """The message of a verb that fails: one line."""
-    assert result.exit_code == exit_code, result.output
-    assert (result.stderr.startswith("bflnode: "), result.stderr.count("\n")) == (True, 1), result.stderr
-    return result.stderr
 
 
 def test_a_chain_is_exported_and_imported(learned: Home, fresh: Home, tmp_path: Path) -> None:
@@ -80,10 +60,10 @@ def test_a_part_goes_through_standard_streams(learned: Home, fresh: Home) -> Non
     exported = run("chain", "export", "-", "--to", 5, "--home", learned.root)
     assert exported.exit_code == 0
     assert exported.stderr.startswith("exported blocks 1 to 5: 5 blocks in")
-    imported = run("chain", "import", "-", "--home", fresh.root, data=exported.stdout_bytes)
+    imported = run("chain", "import", "-", "--home", fresh.root, typed=exported.stdout_bytes)
     assert imported.exit_code == 0, imported.output
     assert read("chain", "head", "--home", fresh.root)["height"] == 5
-    torn = run("chain", "import", "-", "--home", fresh.root, data=exported.stdout_bytes[:-1])
+    torn = run("chain", "import", "-", "--home", fresh.root, typed=exported.stdout_bytes[:-1])
     assert "standard input: it was cut off: the commit of block 5 begins at byte" in complaint(torn, 1)
 
 

@@ -17,7 +17,11 @@ from .prototypes import CorrelationMatrix, matrix_of_covariances
 from .weights import Tensors
 
 CONSTANT_SPREAD = 1e-3
-"""Spread of a client's steps relative to their size below which they are constant; of honest ones it is about 1."""
+"""Spread of a client's steps relative to their size below which they are constant; of honest ones it is about 1.
+
+From there on similarities grow from nothing to what they are at twice this variance. With an edge, steps could be made
+whose similarities are 0 on one kind of processor and 1 on another: their sums differ in the last bits.
+"""
 
 
 def update_correlations(sent: Sequence[Tensors], received: Sequence[Tensors]) -> CorrelationMatrix:
@@ -25,7 +29,7 @@ def update_correlations(sent: Sequence[Tensors], received: Sequence[Tensors]) ->
 
     Sums are float64 in BLAS's order, so last bits may differ between machines, as those of prototypes may. A client
     that sent what it had received correlates with nobody, and so does one whose steps are all alike up to
-    `CONSTANT_SPREAD`: what is left of them would be noise, another on each machine.
+    `CONSTANT_SPREAD`: what is left of them would be noise, another on each machine. Just above, it correlates less.
 
     Args:
         sent: by each client, all with the same names and shapes.
@@ -53,6 +57,8 @@ def update_correlations(sent: Sequence[Tensors], received: Sequence[Tensors]) ->
             products += steps @ steps.T
             elements += steps.shape[1]
     covariances = products - np.outer(sums, sums) / elements
-    is_constant = np.diagonal(covariances) <= CONSTANT_SPREAD**2 * np.diagonal(products)
-    covariances[is_constant] = 0.0
-    return matrix_of_covariances(covariances)
+    variances, constant = np.diagonal(covariances), CONSTANT_SPREAD**2 * np.diagonal(products)
+    shares = np.clip((variances - constant) / np.where(constant > 0, constant, 1.0), 0.0, 1.0)
+    faded = covariances * np.outer(shares, shares)
+    np.fill_diagonal(faded, np.where(shares > 0, variances, 0.0))
+    return matrix_of_covariances(faded)

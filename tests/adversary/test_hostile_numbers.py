@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 
 import numpy as np
@@ -14,6 +15,7 @@ from bflnode.consensus.tables import ACCOUNTS, current_round, stake_of
 from bflnode.consensus.task import ProbeMode
 from bflnode.consensus.transaction import Bond, Transaction, Transfer, Unbond, Unjail
 from bflnode.consensus.types import MAX_INTEGER, TOKEN
+from bflnode.fl.updates import CONSTANT_SPREAD, update_correlations
 from tests.consensus.harness import Harness
 from tests.consensus.setups import PARAMETERS, SPECIFICATION, Setup
 
@@ -54,6 +56,18 @@ def test_no_matrix_that_an_aggregator_can_send_ends_who_clusters_it() -> None:
             assert len(labels) == clients
             assert max(labels) < max(clusters, clients if clusters >= clients else 0)
             assert len(centroids(matrix, labels)) == max(labels) + 1
+
+
+def test_no_update_has_similarities_that_last_bits_decide() -> None:
+    """With sums that AVX2 and AVX-512 round differently, one update's similarity was 1 on one and 0 on the other."""
+    honest = np.random.default_rng(1).standard_normal(10_000).astype(np.float32)
+    zero = np.zeros_like(honest)
+    found = []
+    for spread in np.linspace(0.9, 1.5, 201) * CONSTANT_SPREAD:
+        hostile = (1.0 + spread * honest).astype(np.float32)
+        found.append(int(update_correlations([{"w": honest}, {"w": hostile}], [{"w": zero}] * 2)[0, 1]))
+    assert (found[0], found[-1]) == (0, 10_000)
+    assert max(abs(second - first) for first, second in pairwise(found)) < 150
 
 
 @pytest.mark.parametrize("seed", range(4))

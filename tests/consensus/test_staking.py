@@ -31,7 +31,6 @@ from tests.consensus.harness import Harness
 from tests.consensus.setups import DEADLINES, OUTSIDER, PARAMETERS, make_keys, make_setup
 
 UNBONDING_MS, JAIL_MS = PARAMETERS.unbonding_ms, PARAMETERS.jail_ms
-
 POOL = 100 * TOKEN
 
 

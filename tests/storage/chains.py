@@ -25,8 +25,6 @@ from bflnode.consensus.types import Hash
 from bflnode.storage.chain_store import ChainStore
 
 ALICE, BOB = sorted((SecretKey(bytes([1]) * 32), SecretKey(bytes([2]) * 32)), key=lambda key: key.account)
-
-
 GENESIS = Genesis(
     name="storage test",
     time_ms=1_000,

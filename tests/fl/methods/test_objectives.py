@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from bflnode.fl.architectures import architecture
-from bflnode.fl.inference import repeatable_torch
 from bflnode.fl.methods import fedproto, fedprox, fedrod, mixtures
 from bflnode.fl.methods.fedproto import COUNTS, PROTOTYPES, SOFT_PREDICTIONS, own_hyper_knowledge
 from bflnode.fl.methods.fedrod import TwoHeads
@@ -43,12 +42,6 @@ class Look:
     module: nn.Module
     value: float
     gradients: dict[str, list[float] | None]
-
-
-@pytest.fixture(autouse=True)
-def repeatable() -> object:
-    with repeatable_torch(1):
-        yield
 
 
 def constant(shares: Sequence[float] = SHARES, scale: float = 1.0) -> dict[str, Tensor]:

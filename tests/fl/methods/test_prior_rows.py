@@ -1,0 +1,128 @@
+"""The project's rule against cases worked by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bflnode.consensus.clustering import cluster
+from bflnode.fl.methods.registry import make_method
+from bflnode.fl.networks import get_tensors
+from bflnode.fl.prior import WithPrior
+from tests.fl.methods.clients import gathered, initial, is_close, local, sent, shifted
+
+
+def test_a_row_of_the_decision_layer_is_the_mean_over_the_holders_of_its_class() -> None:
+    method = make_method("prior-rows", {"server_step": 1.0})
+    one, two = shifted(initial(), 1.0), shifted(initial(), 3.0)
+
+    given = method.aggregate(gathered(sent(0, one, histogram=(5, 5, 0)), sent(1, two, histogram=(0, 5, 0)))).newcomers
+
+    first, second = initial()["decision.bias"][0] + 1.0, initial()["decision.bias"][1] + 2.0
+    assert np.allclose(given["decision.bias"], [first, second, (first + second) / 2], atol=1e-6)
+    assert np.allclose(given["representation.hidden.bias"], shifted(initial(), 2.0)["representation.hidden.bias"])
+
+
+def test_a_server_step_above_one_goes_beyond_the_mean() -> None:
+    given = make_method("prior-rows", {"server_step": 2.0}).aggregate(gathered(sent(0, shifted(initial(), 1.0))))
+
+    assert is_close(given.newcomers, shifted(initial(), 2.0))
+
+
+def test_the_prior_is_the_logarithm_of_class_shares_and_never_sent() -> None:
+    method = make_method("prior-rows", {})
+    client = local(labels=[0, 1, 1, 1])
+    model = method.personal_model(client)
+
+    assert isinstance(model, WithPrior)
+    assert model.log_prior.tolist() == pytest.approx([np.log(0.25), np.log(0.75), -np.inf])
+    update = method.train(client)
+    assert set(update.sent) == set(initial())
+    assert np.array_equal(update.sent["decision.weight"][2], client.received["decision.weight"][2])
+
+
+def test_a_client_starts_from_what_it_received_and_a_share_of_its_own_last_step() -> None:
+    method = make_method("prior-rows", {"carry": 0.5})
+    first = method.train(local())
+    received = shifted(initial(), 7.0)
+
+    model = method.personal_model(local(received=received, kept=first.kept))
+
+    assert isinstance(model, WithPrior)
+    own_step = {name: first.sent[name] - tensor for name, tensor in initial().items()}
+    expected = {name: tensor + 0.5 * own_step[name] for name, tensor in received.items()}
+    assert is_close(get_tensors(model.classifier), expected)
+
+
+@pytest.mark.parametrize(("shared", "parts"), [(1.0, (2.0, 2.0)), (0.5, (1.5, 2.5)), (0.0, (1.0, 3.0))])
+def test_a_cluster_receives_its_own_mean_and_a_part_of_everybodys(shared: float, parts: tuple[float, float]) -> None:
+    method = make_method("prior-rows", {"server_step": 1.0, "shared": shared})
+    one, two = shifted(initial(), 1.0), shifted(initial(), 3.0)
+
+    given = method.aggregate(gathered(sent(0, one), sent(1, two), labels=(0, 1)))
+
+    for received, part in zip(given.received, parts, strict=True):
+        assert is_close(received, shifted(initial(), part))
+
+
+def test_clients_with_alike_steps_are_together_under_similarity_by_updates() -> None:
+    generator = np.random.default_rng(3)
+    noise = [{name: generator.normal(size=tensor.shape) for name, tensor in initial().items()} for _ in range(2)]
+    tensors = [
+        {
+            name: (tensor + (1 + client) * noise[client % 2][name]).astype(np.float32)
+            for name, tensor in initial().items()
+        }
+        for client in range(4)
+    ]
+    method = make_method("prior-rows", {"similarity": "updates", "shared": 0.5, "clusters": 2})
+
+    offered = gathered(*(sent(client, own) for client, own in enumerate(tensors)))
+    given = method.aggregate(replace(offered, cluster=lambda matrix, count: cluster(matrix.astype(np.int64), count)))
+
+    assert given.labels == (0, 1, 0, 1)
+
+
+def test_without_a_prior_all_classes_count_alike_and_without_a_mask_absent_ones_count_half_a_sample() -> None:
+    client = local(labels=[0, 1, 1, 1])
+
+    none, unmasked = (
+        make_method("prior-rows", settings).personal_model(client) for settings in ({"prior": False}, {"mask": False})
+    )
+
+    assert isinstance(none, WithPrior)
+    assert isinstance(unmasked, WithPrior)
+    assert none.log_prior.tolist() == pytest.approx([np.log(1 / 3)] * 3)
+    assert unmasked.log_prior.tolist() == pytest.approx(np.log([1 / 4.5, 3 / 4.5, 0.5 / 4.5]).tolist())
+
+
+def test_without_rows_the_decision_layer_is_the_mean_over_all() -> None:
+    one, two = shifted(initial(), 1.0), shifted(initial(), 3.0)
+
+    given = make_method("prior-rows", {"rows": False, "server_step": 1.0}).aggregate(
+        gathered(sent(0, one, histogram=(5, 5, 0)), sent(1, two, histogram=(0, 5, 0)))
+    )
+
+    assert is_close(given.newcomers, shifted(initial(), 2.0))
+
+
+def test_nothing_is_kept_where_nothing_is_carried() -> None:
+    assert not make_method("prior-rows", {"carry": 0.0}).train(local()).kept
+
+
+def test_a_client_that_expects_all_classes_alike_predicts_without_its_prior() -> None:
+    method = make_method("prior-rows", {"expects": "uniform"})
+    client = local(labels=[0, 0])
+    update = method.train(client)
+
+    assert is_close(get_tensors(method.personal_model(client)), client.received)
+    assert is_close(get_tensors(update.model), update.sent)
+
+
+def test_predictions_for_everybody_are_made_without_the_prior() -> None:
+    method = make_method("prior-rows", {})
+    client = local(labels=[0, 0])
+
+    general = get_tensors(method.general_model(client))  # type: ignore[arg-type]  # a classifier
+
+    assert is_close(general, client.received)

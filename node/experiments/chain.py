@@ -287,8 +287,12 @@ class VirtualChain:
         taken, self._unsaved = tuple(self._unsaved), []
         return taken
 
-    def replay(self, blocks: Iterable[bytes]) -> None:
+    def replay(self, blocks: Iterable[bytes], remedy: str) -> None:
         """Execute blocks that were written down, each checked as a node checks a stranger's.
+
+        Args:
+            blocks: all of them, in order.
+            remedy: what to do where one isn't valid.
 
         Raises:
             ExperimentError: one isn't valid here.
@@ -300,7 +304,7 @@ class VirtualChain:
             except Rejection as rejection:
                 raise ExperimentError(
                     f"block {self.height + 1} of the run is damaged, or of another version of bflnode ({rejection}): "
-                    "remove the run's folder and resume, to begin it anew"
+                    f"{remedy}"
                 ) from rejection
             self._apply(block, execution)
 

@@ -7,7 +7,7 @@ matplotlib is imported when plots are drawn; it is an extra.
 """
 
 import json
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -46,6 +46,10 @@ def write_report(folders: Sequence[ExperimentFolder], output: Path, with_plots: 
     """
     if with_plots:
         _pyplot()
+    names = [folder.experiment.name for folder in folders]
+    for name in names:
+        if names.count(name) > 1:
+            raise ExperimentError(f"two experiments are called {name}: report them into folders of their own with -o")
     sections, plots, numbers = [], [], []
     for folder in folders:
         results = read_rounds(folder)
@@ -168,13 +172,16 @@ class _Payouts:
 
 def _payouts(folder: ExperimentFolder) -> dict[tuple[str, str, str], _Payouts]:
     found: dict[tuple[str, str, str], _Payouts] = defaultdict(_Payouts)
-    for row in read_table(folder, "payouts.csv"):
+
+    def add(row: dict[str, str]) -> None:
         run = found[row["method"], row["alpha"], row["seed"]]
         run.aggregators += int(row["aggregator_income"])
         if row["exclusion"] != "no_client":
             client, number = int(row["client"]), int(row["round"])
             run.net[client][number] = int(row["net"])
             run.sizes[client][number] = int(row["cluster_size"])
+
+    deque(read_table(folder, "payouts.csv", add), maxlen=0)
     return found
 
 

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import TypeVar
 
 from bflnode.consensus.task import SettledRound
 from bflnode.consensus.types import AccountId
@@ -16,6 +17,8 @@ from bflnode.storage.errors import from_os_error
 
 from .file import ExperimentError, RunPlan
 from .store import TABLES, ExperimentFolder, Row
+
+Parsed = TypeVar("Parsed")
 
 METRICS = ("received", "post", "global")
 """Accuracies: of what a client receives, after training, and on everybody's data."""
@@ -159,13 +162,14 @@ def combine_tables(folder: ExperimentFolder) -> None:
     """Write the tables over all runs that have begun.
 
     Raises:
+        ExperimentError: a table is damaged.
         StorageError: the disk refuses.
     """
     for name, columns in TABLES.items():
         path = folder.path / name
-        parts = [_finished(folder, plan, name).partition(b"\n")[2] for plan in folder.plans]
+        parts = [folder.run(plan).table(name).partition("\n")[2] for plan in folder.plans]
         try:
-            write_durably(path, b"".join([",".join(columns).encode() + b"\n", *parts]))
+            write_durably(path, "".join([",".join(columns) + "\n", *parts]).encode())
         except OSError as error:
             raise from_os_error(path, "writing the results of all runs", error) from error
 
@@ -176,22 +180,28 @@ def read_rounds(folder: ExperimentFolder) -> list[RoundResult]:
     Raises:
         ExperimentError: a table is damaged.
     """
-    results = []
-    for row in read_table(folder, "rounds.csv"):
-        try:
-            values = {key: float(row[key]) if row[key] else None for key in (*METRICS, "loss")}
-            values |= {key: float(row[key]) for key in ("bytes_up", "bytes_down", "training_seconds", "seconds")}
-            place = (row["method"], float(row["alpha"]), int(row["seed"]), int(row["round"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ExperimentError(f"{folder.path}: a row of rounds.csv is damaged ({error})") from error
-        results.append(RoundResult(*place, values))
-    return results
+    return list(read_table(folder, "rounds.csv", _round_result))
 
 
-def read_table(folder: ExperimentFolder, name: str) -> Iterator[dict[str, str]]:
-    """Rows of a table of all runs, one run after the other, of rounds that ended."""
+def _round_result(row: dict[str, str]) -> RoundResult:
+    values = {key: float(row[key]) if row[key] else None for key in (*METRICS, "loss")}
+    values |= {key: float(row[key]) for key in ("bytes_up", "bytes_down", "training_seconds", "seconds")}
+    return RoundResult(row["method"], float(row["alpha"]), int(row["seed"]), int(row["round"]), values)
+
+
+def read_table(folder: ExperimentFolder, name: str, parse: Callable[[dict[str, str]], Parsed]) -> Iterator[Parsed]:
+    """Rows of a table of all runs, one run after the other, of rounds that ended.
+
+    Raises:
+        ExperimentError: a table is damaged.
+    """
     for plan in folder.plans:
-        yield from csv.DictReader(_finished(folder, plan, name).decode("utf-8").splitlines())
+        run = folder.run(plan)
+        try:
+            for row in csv.DictReader(run.table(name).splitlines()):
+                yield parse(row)
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise ExperimentError(f"{run.path / name} has a damaged row ({error}): {run.remedy}") from error
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -208,20 +218,6 @@ def last_rounds(results: Sequence[RoundResult], rounds: int) -> dict[tuple[str, 
                 if value is not None:
                     found[result.method, result.alpha][name].append(value)
     return {key: {name: spread(values) for name, values in metrics.items()} for key, metrics in found.items()}
-
-
-def _finished(folder: ExperimentFolder, plan: RunPlan, name: str) -> bytes:
-    """A table of a run, up to the last round that ended."""
-    run = folder.run(plan)
-    state = run.state()
-    if state is None:
-        return b""
-    path = run.path / name
-    try:
-        with path.open("rb") as file:
-            return file.read(state.sizes.get(name, 0))
-    except OSError as error:
-        raise from_os_error(path, "reading the results of a run", error) from error
 
 
 def _place(plan: RunPlan, number: int) -> tuple[object, ...]:

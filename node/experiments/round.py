@@ -322,9 +322,9 @@ class Run:
         if not self._state.round:
             chain.open(self._clients(1))
             return
-        chain.replay(self._folder.blocks(self._state.round))
+        chain.replay(self._folder.blocks(self._state.round), self._folder.remedy)
         if chain.head.hex() != self._state.head:
-            raise ExperimentError(f"the blocks end in another head than its state: remove {self._folder.path}")
+            raise ExperimentError(f"the run's blocks end in another head than its state: {self._folder.remedy}")
 
     def _received_id(self, client: int) -> str:
         return self._state.received.get(client, self._state.newcomers)

@@ -108,7 +108,7 @@ class RunFolder:
         except ValidationError as error:
             first = error.errors()[0]
             what = ": ".join((*map(str, first["loc"][:1]), first["msg"]))
-            raise ExperimentError(f"{path} is damaged ({what}): remove {self.path} to begin this run anew") from error
+            raise ExperimentError(f"{path} is damaged ({what}): {self.remedy}") from error
         except OSError as error:
             raise ExperimentError(f"{path} can't be read ({error.strerror}): check who may read it") from error
 
@@ -122,10 +122,32 @@ class RunFolder:
             if size and path.exists() and path.stat().st_size >= size:
                 os.truncate(path, size)
             elif size:
-                raise ExperimentError(f"{path} has lost rows: remove {self.path} to begin this run anew")
+                raise ExperimentError(f"{path} has lost rows: {self.remedy}")
             else:
                 path.write_text(_csv([columns]), encoding="utf-8")
         self._remove_others(state)
+
+    def table(self, name: str) -> str:
+        """A table up to the last round that ended, with its columns; empty before the first.
+
+        Raises:
+            ExperimentError: it is damaged.
+        """
+        state = self.state()
+        size = 0 if state is None else state.sizes.get(name, 0)
+        if not size:
+            return ""
+        path = self.path / name
+        try:
+            with path.open("rb") as file:
+                content = file.read(size).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ExperimentError(f"{path} is damaged ({error.reason}): {self.remedy}") from error
+        except OSError as error:
+            raise ExperimentError(f"{path} can't be read ({error.strerror}): {self.remedy}") from error
+        if len(content.encode()) < size:
+            raise ExperimentError(f"{path} has lost rows: {self.remedy}")
+        return content
 
     def append(self, rows: Mapping[str, Iterable[Row]]) -> dict[str, int]:
         """Add rows to tables; returns the size that each table has then."""
@@ -146,7 +168,7 @@ class RunFolder:
 
     def model(self, identifier: str) -> bytes:
         """What clients are given, by its id."""
-        return _read(self._model(identifier), self.path)
+        return self._read(self._model(identifier))
 
     def put_kept(self, client: int, learning_round: int, content: bytes) -> None:
         """Keep what a client keeps."""
@@ -154,7 +176,7 @@ class RunFolder:
 
     def kept(self, client: int, learning_round: int) -> bytes:
         """What a client kept in a round."""
-        return _read(self._kept_file(client, learning_round), self.path)
+        return self._read(self._kept_file(client, learning_round))
 
     def put_blocks(self, learning_round: int, blocks: Sequence[bytes]) -> None:
         """Keep the blocks of a learning round."""
@@ -165,9 +187,11 @@ class RunFolder:
         for number in range(1, learning_rounds + 1):
             path = self._chain / f"{number:06}.blocks"
             try:
-                blocks = msgpack.unpackb(_read(path, self.path))
+                blocks = msgpack.unpackb(self._read(path))
             except (ValueError, msgpack.UnpackException) as error:
-                raise ExperimentError(f"{path} is damaged: remove {self.path} to begin this run anew") from error
+                raise ExperimentError(f"{path} is damaged: {self.remedy}") from error
+            if not isinstance(blocks, list) or not all(isinstance(block, bytes) for block in blocks):
+                raise ExperimentError(f"{path} is damaged, it holds no blocks: {self.remedy}")
             yield from blocks
 
     def save(self, state: RunState) -> None:
@@ -176,6 +200,17 @@ class RunFolder:
         self._unsynced = []
         write_durably(self.path / "state.json", json.dumps(asdict(state)).encode())
         self._remove_others(state)
+
+    @property
+    def remedy(self) -> str:
+        """What to do about damage: a run is cheap beside a wrong result."""
+        return f"remove {self.path} to begin this run anew"
+
+    def _read(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise ExperimentError(f"{path} can't be read ({error.strerror}): {self.remedy}") from error
 
     def _write(self, path: Path, content: bytes) -> None:
         write_for_now(path, content)
@@ -233,20 +268,23 @@ class ExperimentFolder:
 
 
 def make_folder(path: Path, file: Path, experiment: Experiment, content: bytes) -> ExperimentFolder:
-    """The folder for an experiment: a new one, or one that has the same file.
+    """The folder for an experiment: a new one, one that has the same file, or one in which no round has ended yet.
 
     Raises:
         ExperimentError: it has another experiment, or other things; or it can't be written.
     """
     try:
         if (path / "experiment.toml").exists():
-            if (path / "experiment.toml").read_bytes() != content:
+            if (path / "experiment.toml").read_bytes() == content:
+                return open_folder(path)
+            # A file that was refused before its first round ended is corrected and run again.
+            if any((path / "runs").glob("*/state.json")) or running_pid(path) is not None:
                 raise ExperimentError(
                     f"{path} has an experiment with another file: choose another folder with -o, or go on with "
                     f"that one: `bflnode experiment resume {path}`"
                 )
-            return open_folder(path)
-        if path.exists() and any(path.iterdir()):
+            _refuse_links(path)
+        elif path.exists() and any(path.iterdir()):
             raise ExperimentError(f"{path} is not empty and has no experiment: choose another folder with -o")
         path.mkdir(parents=True, exist_ok=True)
         source = file.absolute().parent
@@ -306,7 +344,7 @@ def describe(folder: ExperimentFolder) -> dict[str, Any]:
                 "seconds": 0.0 if state is None else state.seconds,
             }
         )
-    finished = sum(run["round"] == run["rounds"] for run in runs)
+    finished = sum(run["round"] >= run["rounds"] for run in runs)
     is_running = running_pid(folder.path) is not None
     state_name = "done" if finished == len(runs) else "running" if is_running else "stopped"
     return {
@@ -345,12 +383,3 @@ def _csv(rows: Iterable[Row]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(["" if cell is None else cell for cell in row] for row in rows)
     return text.getvalue()
-
-
-def _read(path: Path, run: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ExperimentError(
-            f"{path} can't be read ({error.strerror}): remove {run} to begin this run anew"
-        ) from error

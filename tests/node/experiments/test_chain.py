@@ -102,7 +102,7 @@ def test_blocks_that_were_written_down_lead_to_the_same_head_and_the_next_round(
     blocks = chain.take_blocks()
     again = VirtualChain(OPTIONS, lambda client: Registration(10 + client, (10, client)))
 
-    again.replay(blocks)
+    again.replay(blocks, "start anew")
     assert again.head == chain.head
     for each in (chain, again):
         each.play_round(models((0, 1, 2, 3), 2), (), aggregate)
@@ -117,8 +117,10 @@ def test_a_damaged_block_is_refused() -> None:
     blocks = chain.take_blocks()
     broken = bytes([*blocks[1][:-1], blocks[1][-1] ^ 1])
 
-    with pytest.raises(ExperimentError, match=r"block 2 of the run is damaged.*begin it anew"):
-        VirtualChain(OPTIONS, lambda client: Registration(10 + client, (10, client))).replay([blocks[0], broken])
+    with pytest.raises(ExperimentError, match=r"block 2 of the run is damaged.*: start anew"):
+        VirtualChain(OPTIONS, lambda client: Registration(10 + client, (10, client))).replay(
+            [blocks[0], broken], "start anew"
+        )
 
 
 def test_more_clusters_than_the_chain_has_are_refused() -> None:

@@ -151,17 +151,6 @@ def _is_alive(pid: str) -> bool:
         return False
 
 
-def test_a_folder_keeps_to_its_file(folder: Folder, tmp_path: Path) -> None:
-    folder()
-
-    with pytest.raises(ExperimentError, match="has an experiment with another file"):
-        folder(FILE + FEDAVG)
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "letter.txt").write_text("dear reader")
-    with pytest.raises(ExperimentError, match="is not empty and has no experiment"):
-        folder(name="used")
-
-
 def test_a_damaged_checkpoint_is_refused_in_words(folder: Folder) -> None:
     made = folder((FILE + FEDAVG).replace("rounds = 3", "rounds = 1"))
     run(made)

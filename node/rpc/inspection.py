@@ -335,7 +335,7 @@ class Inspector:
         for task in tasks:
             if reference in (str(task.number), task.specification.name):
                 return task
-        identifier = _by_prefix(reference.lower(), [task.id for task in tasks], "task")
+        identifier = _by_prefix(reference.lower(), [task.id for task in tasks], "task", ", its name or its number")
         return next(task for task in tasks if task.id == identifier)
 
     def queue(self) -> Json:
@@ -571,10 +571,11 @@ def _digest(text: str, wanted: str) -> Hash:
     return Hash(bytes.fromhex(lowered))
 
 
-def _by_prefix(text: str, known: list[Any], what: str) -> bytes:
-    """The one identifier that starts with these digits."""
+def _by_prefix(text: str, known: list[Any], what: str, other_names: str = "") -> bytes:
+    """The one identifier that starts with these digits; `other_names` says by what else it may be named."""
     if text.strip("0123456789abcdef") or len(text) < MIN_PREFIX:
-        raise InspectionError(f"{_shown(text)} names no {what}: give at least {MIN_PREFIX} hex digits of its id")
+        remedy = f"give at least {MIN_PREFIX} hex digits of its id{other_names}"
+        raise InspectionError(f"{_shown(text)} names no {what}: {remedy}")
     found = _distinct(identifier for identifier in known if identifier.hex().startswith(text))
     if not found:
         raise InspectionError(f"there is no {what} {_shown(text)} on this chain")

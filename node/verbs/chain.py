@@ -48,10 +48,10 @@ def chain_list(home: "Home", as_json: bool, count: int, before: int | None) -> N
     """List the last blocks, newest first."""
     with reading(home) as reader:
         answer = reader.call("blockchain", count=count, before=before)
-    emit(answer, as_json, _render_blocks)
+    emit(answer, as_json, lambda blocks: _render_blocks(blocks, before))
 
 
-def _render_blocks(blocks: list[dict[str, Any]]) -> None:
+def _render_blocks(blocks: list[dict[str, Any]], before: int | None) -> None:
     table(
         ["height", "block id", "time", "proposer", "round", "transactions"],
         [
@@ -65,7 +65,7 @@ def _render_blocks(blocks: list[dict[str, Any]]) -> None:
             )
             for block in blocks
         ],
-        empty="the chain has no blocks yet",
+        empty="the chain has no blocks yet" if before is None else f"the chain has no blocks below {before}",
     )
 
 

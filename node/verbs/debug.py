@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import CommandError, examples, local_options
+from .options import CommandError, examples, local_options, require_free
 from .output import emit
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ def debug_dump(output: Path | None, force: bool, home: "Home", as_json: bool) ->
     from bflnode.node.diagnosis.debug_dump import write_dump
 
     target = output or Path(f"bflnode-debug-{datetime.now(UTC):%Y%m%d-%H%M%S}.tar.gz")
-    if target.exists() and not force:
-        raise CommandError(f"{target} is there already: choose another name, or give --force")
+    require_free(target, force)
     try:
         done = write_dump(home, target)
     except OSError as error:

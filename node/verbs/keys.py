@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import CommandError, examples, home_option
+from .options import CommandError, examples, home_option, require_terminal
 
 if TYPE_CHECKING:
     from bflnode.node.home import Home
@@ -65,5 +65,6 @@ def _new_passphrase(path: Path) -> bytes:
         raise CommandError(f"the key {path} {error}") from error
     if given is not None:
         return given
+    require_terminal("name a file that has the passphrase in BFLNODE_PASSPHRASE_FILE")
     asked: str = click.prompt("New passphrase", hide_input=True, confirmation_prompt=True)
     return asked.encode()

@@ -14,6 +14,7 @@ from .options import (
     json_option,
     reading,
     reading_options,
+    require_free,
     task_option,
 )
 from .output import emit, facts, percent, table
@@ -84,8 +85,7 @@ def model_list(number: str, home: "Home", as_json: bool, task: str) -> None:
 def model_get(output: Path, force: bool, home: "Home", as_json: bool, **choice: Any) -> None:
     """Export a model as a safetensors file, checked against its content id."""
     found = _find(home, **choice)
-    if output.exists() and not force:
-        raise CommandError(f"{output} is there already: choose another name, or give --force")
+    require_free(output, force)
     partial = output.with_name(output.name + ".partial")
     try:
         shutil.copyfile(found["path"], partial)
@@ -182,7 +182,8 @@ def model_predict(file: Path, prior: bool, carry: bool, home: "Home", as_json: b
     from bflnode.node.workers.worker_protocol import PredictJob, PredictResult
 
     if not file.is_file():
-        raise CommandError(f"{file} does not exist: give an .npz with an array named inputs")
+        fault = "is a folder" if file.is_dir() else "does not exist"
+        raise CommandError(f"{file} {fault}: give an .npz with an array named inputs")
     found = _find(home, **choice)
     own = shard_path(home, load_configuration(home)) if prior else None
     if own is not None and not own.is_file():

@@ -42,6 +42,33 @@ class CommandError(click.ClickException):
         self.code = exit_code
 
 
+def require_free(target: Path, is_forced: bool) -> None:
+    """Refuse to write over a file unless that is wanted, and over what is no file at all: a folder, a device, a pipe.
+
+    What is written takes the place of what was there, so a device would be gone.
+
+    Raises:
+        CommandError: it is taken.
+    """
+    if not target.exists():
+        return
+    if not target.is_file():
+        kind = "a folder" if target.is_dir() else "no file"
+        raise CommandError(f"{target} is {kind}: choose another name")
+    if not is_forced:
+        raise CommandError(f"{target} is there already: choose another name, or give --force")
+
+
+def require_terminal(instead: str) -> None:
+    """Refuse to ask where nobody can answer.
+
+    Raises:
+        click.UsageError: standard input is no terminal.
+    """
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"there is no terminal to ask on: {instead}.")
+
+
 def examples(*lines: str) -> str:
     """The examples at the end of a verb's help."""
     return "\n".join(["Examples:", "", "\b", *(f"  {line}" for line in lines)])
@@ -155,7 +182,8 @@ def _outcome(run: Callable[[], Any]) -> int:
         return error.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "bflnode"
-        _complain(f"{error.format_message()} See `{path} --help`.")
+        message = error.format_message()
+        _complain(f"{message}{'' if message.endswith(('.', '?', '!')) else '.'} See `{path} --help`.")
         return error.exit_code
     except CommandError as error:
         _complain(error.message)

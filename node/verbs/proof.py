@@ -15,6 +15,7 @@ from .options import (
     json_option,
     reading,
     reading_options,
+    require_free,
     task_option,
 )
 from .output import duration, emit, facts, moment
@@ -123,8 +124,7 @@ def _make(home: "Home", as_json: bool, output: Path, force: bool, **asked: Any) 
     """Have a proof made, see that it proves what was asked for, and write it."""
     from .proof_report import proven_json
 
-    if output.exists() and not force:
-        raise CommandError(f"{output} is there already: choose another name with -o, or give --force")
+    require_free(output, force)
     with reading(home) as reader:
         data = _proof_bytes(reader.call("proof", **asked))
     checked = _checked_by_its_start(data)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import VERIFICATION_FAILED, CommandError, examples, local_options
+from .options import VERIFICATION_FAILED, CommandError, examples, local_options, require_free, require_terminal
 from .output import emit, facts, size_text
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def chain_export(file: Path, first: int | None, last: int | None, force: bool, h
     from bflnode.node.sync.chain_transfer import STANDARD_STREAM, export_chain, export_range
 
     is_stream = file == STANDARD_STREAM
-    if not is_stream and file.exists() and not force:
-        raise CommandError(f"{file} is there already: choose another name, or give --force")
+    if not is_stream:
+        require_free(file, force)
     if is_stream and sys.stdout.isatty():
         raise click.UsageError("blocks are no text: send standard output into a file or another program.")
     with stopped(home), open_store(home) as store:
@@ -198,8 +198,7 @@ def chain_rollback(height: int | None, yes: bool, home: "Home", as_json: bool) -
 
 
 def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise click.UsageError("there is no terminal to ask on: give --yes.")
+    require_terminal("give --yes")
     click.confirm(question, abort=True, err=True)
 
 

@@ -11,6 +11,7 @@ from bflnode.consensus.keys import SecretKey, account_text
 from bflnode.node import protected_key
 from bflnode.node.home import Home, HomeError, make_home, read_account, read_secret_key
 from bflnode.node.protected_key import PASSPHRASE_FILE_VARIABLE, ProtectedKey, ProtectedKeyError
+from bflnode.node.verbs import keys as verbs_of_keys
 from tests.node.command_line import run
 
 SEED = bytes(range(32))
@@ -146,7 +147,8 @@ def test_a_passphrase_file_that_can_not_be_right_is_refused(
         home.load_account_key()
 
 
-def test_a_passphrase_is_asked_for_twice_and_must_be_long(home: Home) -> None:
+def test_a_passphrase_is_asked_for_twice_and_must_be_long(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs_of_keys, "require_terminal", lambda _: None)  # click's runner types, but is none
     short = run("keys", "protect", "--home", home.root, typed="short\nshort\n")
     assert (short.exit_code, "at least 12 characters" in short.output) == (1, True)
     assert home.account_key_file.read_text() == SEED.hex() + "\n"

@@ -37,7 +37,7 @@ def test_a_device_is_not_replaced_by_a_file_even_with_force(
 
     assert f"{pipe} is no file: choose another name" in said
     assert pipe.is_fifo()
-    assert os.listdir(tmp_path) == ["pipe"]
+    assert list(tmp_path.iterdir()) == [pipe]
 
 
 def test_a_name_is_free_or_is_refused_in_words(tmp_path: Path) -> None:

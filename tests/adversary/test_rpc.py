@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -35,8 +35,8 @@ async def said(port: int, sent: bytes) -> bytes:
     """All that comes back before the node ends the connection, or is silent."""
     answer = b""
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-        await stream.send_all(sent)
-        with trio.move_on_after(0.5):
+        with trio.move_on_after(0.5), suppress(trio.BrokenResourceError):
+            await stream.send_all(sent)
             while piece := await stream.receive_some():
                 answer += piece
     return answer
@@ -53,6 +53,49 @@ async def test_nobody_is_spoken_to_in_http_2(port: int) -> None:
     answer = await said(port, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n" + upgrade + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"\r\n\r\nok\n")
+
+
+JSON = b"content-type: application/json\r\n"
+ODD_REQUESTS = (
+    *(
+        method + b" / HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        for method in (b"TRACE", b"DELETE", b"OPTIONS", b"QUERY", b"post")
+    ),
+    b"CONNECT localhost:1 HTTP/1.1\r\nhost: localhost:1\r\n\r\n",
+    b"GET http://localhost/livez HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    b"GET //%00/../livez?" + b"&" * 4_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nhost: localhost\r\nhost: evil.example\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nhost: [::1\r\n\r\n",
+    b"GET /livez HTTP/1.0\r\n\r\n",
+    b"GET /livez HTTP/9.9\r\nhost: localhost\r\n\r\n",
+    b"GET /livez HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n",
+    b"POST / HTTP/1.1\r\nhost: localhost\r\n" + JSON + b"content-length: 1\r\ncontent-length: 2\r\n\r\n{}",
+    b"POST / HTTP/1.1\r\nhost: localhost\r\n" + JSON + b"content-length: -1\r\n\r\n{}",
+    b"POST / HTTP/1.1\r\nhost: localhost\r\n"
+    + JSON
+    + b"content-length: 2\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nhost: localhost\r\n" + JSON + b"transfer-encoding: chunked\r\n\r\nffffffffffffffffffff\r\n",
+    b"POST / HTTP/1.1\r\nhost: localhost\r\n"
+    + JSON
+    + b"transfer-encoding: chunked\r\n\r\n"
+    + b"1\r\n[\r\n" * 20_000
+    + b"0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nhost: localhost\r\n" + JSON + b"content-length: 4\r\n\r\n\xff\xfe{\0",
+    b"GET /livez HTTP/1.1\r\nhost: localhost\r\n" + b"x: y\r\n" * 2_000 + b"\r\n",
+)
+
+
+async def test_odd_requests_get_an_answer_or_an_end_and_trouble_nobody_else(
+    port: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def ask(sent: bytes) -> None:
+        assert (await said(port, sent))[:9] in (b"", b"HTTP/1.1 ")
+
+    async with trio.open_nursery() as nursery:
+        for sent in ODD_REQUESTS:
+            nursery.start_soon(ask, sent)
+    assert (await said(port, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR", "CRITICAL")]
 
 
 async def test_callers_of_what_is_slow_leave_half_of_the_time_to_the_node(

@@ -328,7 +328,7 @@ def _refuse_links(path: Path) -> None:
 
 def describe(folder: ExperimentFolder) -> dict[str, Any]:
     """How far an experiment is: runs with their rounds and heads."""
-    runs = []
+    runs: list[dict[str, Any]] = []
     for plan in folder.plans:
         state = folder.run(plan).state()
         done = 0 if state is None else state.round

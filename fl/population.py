@@ -192,9 +192,18 @@ def load_data(kind: str, path: Path | None, *, download: bool = False) -> Shard:
             known = ", ".join((*KINDS, *sorted(offered)))
             raise DatasetError(f"there is no kind of data {printable(kind)!r}: use one of {known}")
         return load(kind, path, options)
-    shard = offered[kind].load()(path, options)
+    place = f"entry point {kind} ({offered[kind].value})"
+    try:
+        shard = offered[kind].load()(path, options)
+    except (DatasetError, OSError):
+        raise
+    except Exception as error:  # whatever another package does
+        raise DatasetError(
+            f"{place} can't load data ({type(error).__name__}: {error}): "
+            "correct its package; BFLNODE_DEBUG=1 shows where"
+        ) from error
     if not isinstance(shard, Shard):
-        raise DatasetError(f"entry point {kind} ({offered[kind].value}) gave no bflnode.fl.samples.Shard: correct it")
+        raise DatasetError(f"{place} gave no bflnode.fl.samples.Shard: correct it")
     return shard
 
 

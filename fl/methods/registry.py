@@ -8,7 +8,6 @@ A package offers one by an entry point of the group `bflnode.methods` that names
 
 from collections.abc import Mapping
 from dataclasses import fields
-from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
 
@@ -25,6 +24,9 @@ from .prior_rows import PriorRows
 
 ENTRY_POINTS = "bflnode.methods"
 
+KINDS: Mapping[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes"}
+"""Types of settings as people call them."""
+
 BUILT_IN: tuple[type[Method], ...] = (
     *(FedAvg, FedProx, FedProto, FedHkd),
     *(Paa, LabelClusters, RandomClusters, Ifca),
@@ -33,36 +35,42 @@ BUILT_IN: tuple[type[Method], ...] = (
 )
 
 
-@cache
 def methods() -> Mapping[str, type[Method]]:
-    """All methods by name.
+    """The built-in methods by name."""
+    return {method.name: method for method in BUILT_IN}
 
-    Raises:
-        MethodError: an entry point names something else, or a name that is taken.
-    """
-    found: dict[str, type[Method]] = {method.name: method for method in BUILT_IN}
-    for entry in entry_points(group=ENTRY_POINTS):
-        loaded = entry.load()
-        if not (isinstance(loaded, type) and issubclass(loaded, Method)):
-            raise MethodError(
-                f"entry point {entry.name} ({entry.value}) is no subclass of bflnode.fl.methods.method.Method"
-            )
-        if entry.name in found:
-            raise MethodError(f"entry point {entry.name} ({entry.value}): there is a method of that name already")
-        found[entry.name] = loaded
-    return found
+
+def _chosen(name: str) -> type[Method]:
+    """The method of this name. Only its own package is loaded: one that is broken stops no other method."""
+    offered = entry_points(group=ENTRY_POINTS)
+    known = methods()
+    if name not in (*known, *offered.names):
+        raise MethodError(f"there is no method {name!r}: use one of {', '.join(sorted({*known, *offered.names}))}")
+    entries = tuple(offered.select(name=name))
+    if not entries:
+        return known[name]
+    place = f"entry point {name} ({entries[0].value})"
+    if name in known or len(entries) > 1:
+        raise MethodError(f"{place}: there is a method of that name already, call it otherwise")
+    try:
+        loaded = entries[0].load()
+    except Exception as error:  # whatever another package does when it is imported
+        raise MethodError(
+            f"{place} can't be loaded ({type(error).__name__}: {error}): correct its package, or uninstall it"
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Method)):
+        raise MethodError(f"{place} is no subclass of bflnode.fl.methods.method.Method")
+    return loaded
 
 
 def make_method(name: str, settings: Mapping[str, Any]) -> Method:
     """A method with settings, from a configuration.
 
     Raises:
-        MethodError: no such method or setting, a value of another type, or out of range.
+        MethodError: no such method or setting, a value of another type or out of range, or an entry point that can't
+            be used.
     """
-    known = methods()
-    if name not in known:
-        raise MethodError(f"there is no method {name!r}: use one of {', '.join(sorted(known))}")
-    method = known[name]
+    method = _chosen(name)
     types = get_type_hints(method)
     allowed = {field.name: types[field.name] for field in fields(method)}
     for key, value in settings.items():
@@ -70,5 +78,7 @@ def make_method(name: str, settings: Mapping[str, Any]) -> Method:
             takes = f"it has {', '.join(allowed)}" if allowed else "it has none"
             raise MethodError(f"method {name} has no setting {key!r}: {takes}")
         if type(value) is not allowed[key] and not (allowed[key] is float and type(value) is int):
-            raise MethodError(f"setting {key} of method {name} is {value!r}: give a {allowed[key].__name__}")
+            raise MethodError(
+                f"setting {key} of method {name} is {value!r}: give {KINDS.get(allowed[key], allowed[key])}"
+            )
     return method(**settings)

@@ -138,6 +138,21 @@ def test_other_packages_offer_data_by_entry_point(monkeypatch: pytest.MonkeyPatc
         load_data("theirs", None)
 
 
+def test_what_another_packages_data_raises_names_its_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = EntryPoint("mine", "theirs.data:load", "bflnode.datasets")
+    monkeypatch.setattr(module, "entry_points", lambda group: EntryPoints([entry]))
+
+    with pytest.raises(
+        DatasetError, match=r"entry point mine \(theirs.data:load\) can't load data \(ModuleNotFoundErr"
+    ):
+        load_data("mine", None)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: lambda path, options: {}["row"])
+    with pytest.raises(
+        DatasetError, match=r"can't load data \(KeyError: 'row'\): correct its package; BFLNODE_DEBUG=1"
+    ):
+        load_data("mine", None)
+
+
 def offered(path: Path | None, options: LoadOptions) -> Shard:
     assert path == Path("/somewhere")
     assert options.test_share == 0.2

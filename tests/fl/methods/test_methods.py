@@ -387,7 +387,7 @@ def test_all_data_in_one_place_goes_on_from_its_own_model() -> None:
         ("best", {}, "there is no method 'best'"),
         ("fedprox", {"my": 1.0}, "has no setting 'my': it has mu"),
         ("fedavg", {"mu": 1.0}, "it has none"),
-        ("paa", {"clusters": 2.5}, "give a int"),
+        ("paa", {"clusters": 2.5}, "give a whole number"),
         ("paa", {"clusters": 0}, "at least 1"),
         ("apfl", {"alpha": 2.0}, "give 0 to 1"),
         ("prior-rows", {"server_step": 0.0}, "more than 0"),
@@ -406,11 +406,28 @@ def test_an_installed_package_adds_a_method_by_an_entry_point(monkeypatch: pytes
     entry = EntryPoint("mine", f"{__name__}:Mine", registry.ENTRY_POINTS)
     monkeypatch.setattr(EntryPoint, "load", lambda self: Mine)
     monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([entry]))
-    registry.methods.cache_clear()
-    try:
-        assert isinstance(make_method("mine", {}), Mine)
-    finally:
-        registry.methods.cache_clear()
+
+    assert isinstance(make_method("mine", {}), Mine)
+    with pytest.raises(MethodError, match=r"no method 'theirs': use one of apfl, .*, local, mine, paa"):
+        make_method("theirs", {})
+
+
+def test_a_broken_package_stops_its_own_method_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    offered = [EntryPoint(name, "theirs:Theirs", registry.ENTRY_POINTS) for name in ("broken", "fedper")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints(offered))
+
+    assert isinstance(make_method("fedavg", {}), FedAvg)
+    with pytest.raises(
+        MethodError, match=r"broken \(theirs:Theirs\) can't be loaded \(ModuleNotFoundError: .*uninstall it"
+    ):
+        make_method("broken", {})
+    with pytest.raises(MethodError, match=r"fedper \(theirs:Theirs\): there is a method of that name already"):
+        make_method("fedper", {})
+    monkeypatch.setattr(EntryPoint, "load", lambda self: 3)
+    with pytest.raises(
+        MethodError, match=r"broken \(theirs:Theirs\) is no subclass of bflnode.fl.methods.method.Method"
+    ):
+        make_method("broken", {})
 
 
 class Mine(Method):

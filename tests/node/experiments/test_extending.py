@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bflnode.fl.methods import registry
 from bflnode.node.experiments.file import parse_experiment
 from bflnode.node.experiments.run import Workers, run_experiment
 from bflnode.node.experiments.store import describe, make_folder
@@ -55,9 +54,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     )
     (tmp_path / "my_package-1.dist-info" / "entry_points.txt").write_text(listed)
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry.methods.cache_clear()
     yield
-    registry.methods.cache_clear()
     for name in ("my_package", "my_package.data"):
         sys.modules.pop(name, None)
 

@@ -207,6 +207,9 @@ class RpcMethods:
 
     async def transaction(self, reference: str) -> Json:
         """A transaction in a block, or one that waits."""
+        return await self._in_turn(lambda: self._find_transaction(reference))
+
+    def _find_transaction(self, reference: str) -> Json:
         try:
             return self._inspector.transaction(reference)
         except InspectionError:
@@ -217,6 +220,9 @@ class RpcMethods:
 
     async def account(self, reference: str = "") -> Json:
         """An account, with the nonce that its next transaction should have after those that wait."""
+        return await self._in_turn(lambda: self._find_account(reference))
+
+    def _find_account(self, reference: str) -> Json:
         answer = self._inspector.account(reference)
         sender = self._inspector.resolve_account(reference)
         waiting = [
@@ -248,7 +254,9 @@ class RpcMethods:
         self, kind: str, reference: str = "", number: str = "latest", task: str = "", start: int = 0
     ) -> Json:
         """A proof: the facts from the state of this moment, the way to its header found in a thread."""
-        collected = collect(self._inspector, kind=kind, reference=reference, number=number, task=task)
+        collected = await self._in_turn(
+            lambda: collect(self._inspector, kind=kind, reference=reference, number=number, task=task)
+        )
         store = self._node.chain.store
         return await trio.to_thread.run_sync(finish, store, collected, start, limiter=self._reading)
 

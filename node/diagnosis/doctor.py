@@ -273,7 +273,9 @@ def _listening_checks(patient: Patient, targets: Sequence[str]) -> list[Check]:
         text = f"it listens on all addresses ({p2p.host}) and tells peers those of its network cards"
         checks.append(_ok("listening", THIS_NODE, f"{text}; behind NAT set p2p.external_host"))
     else:
-        checks.append(_ok("listening", THIS_NODE, f"on {p2p.host}, port {p2p.port}"))
+        # A running node may have been given another port; where it really is, its own-port check says.
+        where = f"on {p2p.host}" + (f", port {p2p.port}" if patient.running is None else "")
+        checks.append(_ok("listening", THIS_NODE, where))
     if patient.running is None and p2p.port:
         try:
             check_port_is_free(p2p.host, p2p.port)

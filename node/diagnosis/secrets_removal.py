@@ -28,6 +28,9 @@ SECRET_NAME = re.compile(r"secret|password|passphrase|token|psk|seed|private|cre
 TOKEN = re.compile(rb"[A-Za-z0-9+/=_\-]{16,}")
 """What may be a secret in a file of them: shorter ones could be guessed anyway, and would remove ordinary words."""
 
+CREDENTIALS_IN_URL = re.compile(rb"://[^\s/@\"']{1,256}@")
+"""User and password as in http://user:password@host: of a proxy, say, in an error that somebody else's code wrote."""
+
 MIN_LENGTH = 8
 """Shorter ones aren't removed: they would take ordinary words along, and are no secrets."""
 
@@ -49,10 +52,10 @@ class Secrets:
         self._forms = tuple(sorted((form for form in found if form not in public), key=len, reverse=True))
 
     def remove_from(self, data: bytes) -> bytes:
-        """The data without any of them."""
+        """The data without any of them, and without passwords in URLs."""
         for form in self._forms:
             data = data.replace(form, REMOVED.encode())
-        return data
+        return CREDENTIALS_IN_URL.sub(b"://" + REMOVED.encode() + b"@", data)
 
 
 def without_secrets(settings: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .options import INTERRUPTED, CommandError, examples, json_option
-from .output import duration, emit, percent, short, table
+from .output import duration, emit, percent, short, table, terminal_width
 
 if TYPE_CHECKING:
     from bflnode.node.experiments.run import Progress
@@ -139,11 +139,13 @@ def _show_progress(progress: "Progress") -> None:
         f"{progress.run}: round {progress.round} of {progress.rounds}, received {percent(progress.received)}, "
         f"post {percent(progress.post)}, {progress.seconds:.1f} s{left}"
     )
-    if not sys.stderr.isatty():
+    width = terminal_width(sys.stderr)
+    if width is None:
         click.echo(line, err=True)
         return
     is_last = progress.round == progress.rounds
-    click.echo(f"\r\x1b[K{line}", err=True, nl=is_last)
+    shown = line if len(line) < width else f"{line[: width - 2]}…"  # a line that goes on below isn't overwritten whole
+    click.echo(f"\r\x1b[K{shown}", err=True, nl=is_last)
 
 
 def _show_runs(answer: Any) -> None:

@@ -3,6 +3,7 @@
 Light to import, like all `cli` modules: a verb loads what it needs when it runs, since `--help` must be quick.
 """
 
+import errno
 import logging
 import math
 import os
@@ -27,6 +28,9 @@ DEFAULT_HOME = "~/.bflnode"
 
 DEBUG_VARIABLE = "BFLNODE_DEBUG"
 """Set to anything, an unexpected error shows its traceback."""
+
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+"""What writing to standard output ends with where it is a file on a disk that takes no more."""
 
 RPC_URL = "bflnode.rpc"
 """Where click's context keeps `--rpc`."""
@@ -199,6 +203,9 @@ def _outcome(run: Callable[[], Any]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     except Exception as error:  # the edge: whatever it is, a person gets one line
+        if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None:
+            _complain(f"cannot write the output: {error.strerror}: make room, or send it elsewhere")
+            return FAILURE
         known = _exit_code_of(error)
         if os.environ.get(DEBUG_VARIABLE):
             raise

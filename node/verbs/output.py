@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -14,6 +14,10 @@ SHORT_ID = 12
 
 PIPE_WIDTH = 240
 """Columns where the output is no terminal: nothing is cut off."""
+
+
+FULL_WIDTH = 10_000
+"""Columns in which every table fits."""
 
 
 def emit(answer: Any, as_json: bool, render: Callable[[Any], None]) -> None:
@@ -25,21 +29,42 @@ def emit(answer: Any, as_json: bool, render: Callable[[Any], None]) -> None:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]], empty: str = "nothing to show") -> None:
-    """Print a table."""
+    """Print a table; where a terminal is too narrow for its words, each row as a list of facts."""
+    cells = [[printable(cell) for cell in row] for row in rows]
+    if not cells:
+        click.echo(empty)
+    elif not _print_grid(headings, cells):
+        for row in cells:
+            click.echo()
+            facts(zip(headings, row, strict=True))
+
+
+def _print_grid(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Print a table as a grid, unless that would cut words off; whether it was printed."""
     from rich import box
+    from rich.console import Console
     from rich.table import Table
 
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        grid.add_column(heading, no_wrap=heading.endswith("id"))
-    count = 0
+    for heading, *column in zip(headings, *rows, strict=True):
+        is_whole = heading.endswith("id") or not any(" " in text for text in (heading, *column))
+        grid.add_column(heading, no_wrap=is_whole, overflow="fold")
     for row in rows:
-        grid.add_row(*(printable(cell) for cell in row))
-        count += 1
-    if count:
-        _print(grid)
-    else:
-        click.echo(empty)
+        grid.add_row(*row)
+    width = terminal_width(sys.stdout)
+    console = Console(width=PIPE_WIDTH if width is None else width, markup=False, highlight=False)
+    if (
+        width is not None
+        and console.measure(grid, options=console.options.update(max_width=FULL_WIDTH)).minimum > width
+    ):
+        return False
+    console.print(grid)
+    return True
+
+
+def terminal_width(stream: TextIO) -> int | None:
+    """Columns of the terminal that a stream is; None where it is none."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> None:
@@ -48,13 +73,6 @@ def facts(pairs: Iterable[tuple[str, object]]) -> None:
     width = max((len(name) for name, _ in known), default=0)
     for name, value in known:
         click.echo(f"{name:<{width}}  {value}")
-
-
-def _print(renderable: Any) -> None:
-    from rich.console import Console
-
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
-    Console(width=width, markup=False, highlight=False).print(renderable)
 
 
 def printable(value: object) -> str:

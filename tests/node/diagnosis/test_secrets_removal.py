@@ -56,6 +56,14 @@ def test_a_home_without_keys_has_no_secrets(tmp_path: Path) -> None:
     assert Secrets(Home(tmp_path)).remove_from(b"all of it") == b"all of it"
 
 
+def test_a_password_in_a_url_is_removed_and_the_url_stays(home: Home) -> None:
+    text = b'GET http://user:pass@proxy.example:3128/a?b=c@d, "ssh://git@host" /dns/a/tcp/1/p2p/12D3 me@mail.example'
+
+    assert Secrets(home).remove_from(text) == (
+        b'GET http://[removed]@proxy.example:3128/a?b=c@d, "ssh://[removed]@host" /dns/a/tcp/1/p2p/12D3 me@mail.example'
+    )
+
+
 def test_settings_are_shown_without_what_is_named_like_a_secret() -> None:
     settings = {"name": "n", "p2p": {"psk": "x", "port": 1, "peers": ["a"]}, "rpc": {"token": "", "tls_key_file": "k"}}
     assert without_secrets(settings) == {

@@ -9,6 +9,7 @@ A table in docs/results.md stands between `<!-- KIND ARGUMENTS -->` and `<!-- en
     differences METRIC METHOD NAME...    METHOD minus each other method on the same alpha and seed, and how often above
     losses NAME...                       mean training loss over rounds
     rewards NAME                         what clients earned, and how that goes with the sizes of their clusters
+    groups NAME                          adjusted Rand index of clusters with the groups whose features differ, by round
 
 Plots need matplotlib (`pip install 'bflnode[experiments]'`).
 """
@@ -18,11 +19,14 @@ import csv
 import json
 import re
 import shutil
+import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import correlation, fmean, stdev
 from typing import Any
+
+from sklearn.metrics import adjusted_rand_score
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -30,7 +34,12 @@ PAGE = DOCS / "results.md"
 
 TABLES = DOCS / "results"
 
-BLOCK = re.compile(r"(<!-- (accuracies|differences|losses|rewards) ([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- (accuracies|differences|losses|rewards|groups) ([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL
+)
+
+SHIFTED_GROUPS = 4
+"""Of clients whose features differ: client i is in group i modulo this (`bflnode.fl.population.Shift`)."""
 
 TOKEN = 10**6
 """Micro-tokens."""
@@ -142,11 +151,27 @@ def read_payouts(name: str, folder: Path = TABLES) -> Mapping[str, Mapping[int, 
     return found
 
 
+def groups(name: str) -> str:
+    """How well each method's clusters are the groups whose features differ: 1 is all, 0 is chance."""
+    found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    with (TABLES / f"{name}-clusters.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            clusters = row["clusters"].split()
+            truth = [client % SHIFTED_GROUPS for client in range(len(clusters))]
+            found[row["method"]][int(row["round"])].append(adjusted_rand_score(truth, clusters))
+    shown = [number for number in (1, 2, 3, 5, 10) if all(number in rounds for rounds in found.values())]
+    lines = [f"| method | {' | '.join(f'round {number}' for number in shown)} |", "|---" * (len(shown) + 1) + "|"]
+    for method, rounds in found.items():
+        lines.append(f"| {method} | {' | '.join(spread(rounds[number], '.2f') for number in shown)} |")
+    return "\n".join(lines)
+
+
 KINDS: Mapping[str, Callable[..., str]] = {
     "accuracies": accuracies,
     "differences": differences,
     "losses": losses,
     "rewards": rewards,
+    "groups": groups,
 }
 
 
@@ -239,15 +264,31 @@ def collect(folders: Sequence[Path]) -> None:
     """Copy what is published of finished experiments."""
     TABLES.mkdir(exist_ok=True)
     for folder in folders:
-        name = re.search(r'^name = "([^"]+)"', (folder / "experiment.toml").read_text(), re.MULTILINE)
-        assert name is not None, f"{folder} has no name"
-        shutil.copyfile(folder / "rounds.csv", TABLES / f"{name[1]}.csv")
+        experiment = tomllib.loads((folder / "experiment.toml").read_text(encoding="utf-8"))
+        name = experiment["name"]
+        shutil.copyfile(folder / "rounds.csv", TABLES / f"{name}.csv")
         made = json.loads((folder / "experiment.json").read_text())
         made.pop("source", None)
-        (TABLES / f"{name[1]}.json").write_text(json.dumps(made, indent=2) + "\n")
+        (TABLES / f"{name}.json").write_text(json.dumps(made, indent=2) + "\n")
         with (folder / "payouts.csv").open() as file:
             if len(file.readlines()) > 1:
-                shutil.copyfile(folder / "payouts.csv", TABLES / f"{name[1]}-payouts.csv")
+                shutil.copyfile(folder / "payouts.csv", TABLES / f"{name}-payouts.csv")
+        if "name" in experiment.get("shift", {}):
+            collect_clusters(folder / "clients.csv", TABLES / f"{name}-clusters.csv")
+
+
+def collect_clusters(clients: Path, target: Path) -> None:
+    """Write the clusters of each round in one line, client after client."""
+    found: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    columns = ("method", "alpha", "seed", "round")
+    with clients.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if row["cluster"]:
+                found[tuple(row[column] for column in columns)].append(row["cluster"])
+    with target.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow((*columns, "clusters"))
+        table.writerows((*key, " ".join(clusters)) for key, clusters in found.items())
 
 
 def write() -> None:

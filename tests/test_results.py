@@ -50,3 +50,26 @@ def test_differences_are_paired_by_alpha_and_seed(
         "| ours | 0.500 ± 0.400 | 3 |",
         "| theirs | **0.750 ± 0.071** | 2 |",
     ]
+
+
+def test_clusters_are_compared_with_the_groups_of_clients(
+    results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "TABLES", tmp_path)
+    clusters = {1: "01230123", 2: "00001111"}
+    rows = [
+        f"ours,0.5,1,{number},{client},{label}"
+        for number, labels in clusters.items()
+        for client, label in enumerate(labels)
+    ]
+    (tmp_path / "clients.csv").write_text(
+        "\n".join(("method,alpha,seed,round,client,cluster", *rows, "local,0.5,1,1,0,"))
+    )
+
+    results.collect_clusters(tmp_path / "clients.csv", tmp_path / "made-clusters.csv")
+
+    assert results.groups("made").splitlines() == [
+        "| method | round 1 | round 2 |",
+        "|---|---|---|",
+        "| ours | 1.00 | -0.27 |",
+    ]

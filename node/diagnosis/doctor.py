@@ -71,6 +71,9 @@ FILES_BESIDE_CONNECTIONS = 256
 """Files that a node has open beside its connections: LevelDB's tables, logs, the trainer's."""
 
 
+STOP_COPY = "find the other machine that runs with a copy of this key and stop it: they would sign against each other"
+
+
 class Verdict(StrEnum):
     """How a check ended."""
 
@@ -153,7 +156,7 @@ def patient_of(home: Home, running: dict[str, Any] | None) -> Patient:
         configuration=configuration,
         genesis=genesis,
         about=about,
-        account=home.load_account_key().account,
+        account=home.load_account(),
         peer_id=PeerId(peer_id_text(seed)),
         peer_seed=seed,
         network_key=load_network_key(home, configuration),
@@ -326,7 +329,7 @@ async def examine_peer(patient: Patient, network: Network, address: str) -> list
             _failed("address", address, str(error), "ask its operator for what `bflnode status` lists as listening")
         ]
     if peer == patient.peer_id:
-        return [_failed("address", address, "that is this node itself", "name another node")]
+        return [await _own_address_check(patient, host, port, address)]
     checks: list[Check] = []
     for ban in (patient.running or {}).get("bans", ()):
         if ban["target"] in (peer, host):
@@ -337,6 +340,15 @@ async def examine_peer(patient: Patient, network: Network, address: str) -> list
     if any(check.verdict is Verdict.FAILED for check in reached):
         return checks
     return [*checks, *await _ask(patient, network, address, peer)]
+
+
+async def _own_address_check(patient: Patient, host: str, port: int, address: str) -> Check:
+    """This node's own peer id: a slip, or a copy of this home that runs while this one is stopped."""
+    found = [] if patient.running is not None else await _reach(patient, host, port, address)
+    if not any(check.name == "network-key" and check.verdict is Verdict.OK for check in found):
+        return _failed("address", address, "that is this node itself", "name another node")
+    text = "a node answers there under this node's own peer id, although this node is stopped"
+    return _failed("key", address, text, STOP_COPY)
 
 
 async def _reach(patient: Patient, host: str, port: int, address: str) -> list[Check]:
@@ -458,10 +470,7 @@ def _compare(patient: Patient, address: str, found: AboutAnswer, clock_ms: int) 
         )
     if found.is_account_online and patient.running is None:
         text = "this account is online there, although this node is stopped"
-        advice = (
-            "find the other machine that runs with a copy of this key and stop it: they would sign against each other"
-        )
-        checks.append(_failed("key", address, text, advice))
+        checks.append(_failed("key", address, text, STOP_COPY))
     return checks
 
 

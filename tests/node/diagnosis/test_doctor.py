@@ -12,10 +12,11 @@ from click.testing import CliRunner
 from bflnode.node.cli import bflnode
 from bflnode.node.diagnosis import doctor as limits
 from bflnode.node.diagnosis.doctor import Check, Verdict, examine, patient_of
-from bflnode.node.home import Home
+from bflnode.node.home import Home, replace_key_file
 from bflnode.node.node import Node
 from bflnode.node.p2p.messages import HELLO
 from bflnode.node.p2p.peer_identity import peer_id_text
+from bflnode.node.protected_key import ProtectedKey
 from bflnode.node.rpc.inspection_peers import network_information
 from tests.node.networks import eventually
 from tests.node.nodes import opened, small_network
@@ -70,6 +71,24 @@ async def test_ports_names_and_identities_that_are_wrong_are_told_apart(
         assert bad(await verdicts(homes[0], wrong)) == {
             "peer-id": "another node than the one of this peer id answers there"
         }
+
+
+async def test_a_copy_of_a_stopped_home_that_runs_elsewhere_is_told_from_a_slip(tmp_path: Path) -> None:
+    home = small_network(tmp_path).homes[0]
+    async with opened([home], **ALONE) as [copy]:
+        address = copy.network.addresses[0]
+        own = bad(await verdicts(home, address))["key"]
+        assert own == "a node answers there under this node's own peer id, although this node is stopped"
+        assert bad(await verdicts(home, address, running=copy))["address"] == "that is this node itself"
+
+
+def test_a_key_under_a_passphrase_needs_none_to_be_examined(tmp_path: Path) -> None:
+    home = small_network(tmp_path).homes[0]
+    account = home.load_account()
+    sealed = ProtectedKey.seal(bytes.fromhex(home.account_key_file.read_text().strip()), b"correct horse battery")
+    replace_key_file(home.account_key_file, sealed.to_text())
+
+    assert patient_of(home, None).account == account
 
 
 async def test_another_genesis_is_named_with_the_parts_that_differ(tmp_path: Path) -> None:

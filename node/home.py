@@ -279,7 +279,9 @@ def make_home(root: Path, *, account_seed: bytes | None = None) -> Home:
             elif seed is not None and read_secret_key(path).seed != seed:
                 raise HomeError(f"{path} is the key of another account: take another --home")
     except OSError as error:
-        raise HomeError(f"cannot make a home in {root}: {error.strerror}: choose a folder that you may write and that has room") from error
+        raise HomeError(
+            f"cannot make a home in {root}: {error.strerror}: choose a folder that you may write and that has room"
+        ) from error
     return home
 
 

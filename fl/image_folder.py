@@ -207,7 +207,7 @@ def _refuse_large_file(path: Path, name: PurePosixPath, size_bytes: int) -> None
 
 def _decode(path: Path, file: _File, shape: tuple[int, int, int] | None, *, may_scale: bool) -> NDArray[np.uint8]:
     """One image as (channels, height, width), scaled to the shape if it may be."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     shown = printable(str(file.path))
     try:
@@ -228,7 +228,8 @@ def _decode(path: Path, file: _File, shape: tuple[int, int, int] | None, *, may_
     except DatasetError:
         raise
     except (SyntaxError, Image.DecompressionBombError, *_PARSER_FAILURES) as error:
-        why = printable(str(error))
+        is_unknown = isinstance(error, UnidentifiedImageError)
+        why = f"none of {', '.join(IMAGE_FORMATS)}" if is_unknown else printable(str(error))
         raise DatasetError(f"{path}: {shown} is no readable image ({why}): replace or remove it") from error
     pixels = np.asarray(converted, dtype=np.uint8)
     return pixels[np.newaxis] if shape[0] == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -261,7 +261,7 @@ def make_population(whole: Shard, options: PopulationOptions) -> Population:
 
 
 def _part(data: LabelledData, samples: int, seed: int) -> LabelledData:
-    return subset(data, samples, seed) if samples and samples < len(data) else data
+    return subset(data, samples, seed) if samples else data
 
 
 def _joined(parts: Sequence[LabelledData]) -> LabelledData:

@@ -105,6 +105,11 @@ def test_samples_of_clients_are_drawn_by_seed_and_round() -> None:
     assert made.sampled(1, 0) == made.sampled(1, 4) == (0, 1, 2, 3)
 
 
+def test_more_samples_than_there_are_is_an_error() -> None:
+    with pytest.raises(DatasetError, match="201 of 200 samples can't be taken: give 1 to 200"):
+        make_population(whole(), replace(OPTIONS, samples=201))
+
+
 def test_images_that_arent_square_cant_be_turned() -> None:
     with pytest.raises(DatasetError, match="images of 2x3 can't be rotated by 90 degrees"):
         make_population(whole(side=(2, 3)), replace(OPTIONS, shift=Shift(name="rotation")))

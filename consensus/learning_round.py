@@ -140,7 +140,7 @@ def dismiss(work: Workspace, account: AccountId) -> None:
     current = work.round
     if current is None:
         return
-    is_done = current.phase is Phase.ATTEST
+    is_done = current.aggregation is not None  # also where this very block brought it
     first = current.acting + is_done
     gone, waiting = current.line[:first], current.line[first:]
     left = tuple(member for member in waiting if member.account != account)

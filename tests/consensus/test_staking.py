@@ -475,6 +475,17 @@ def test_who_is_tombstoned_while_its_aggregation_is_judged_is_the_one_that_a_bad
     assert harness.round.aggregator == harness.account(1)
 
 
+def test_who_is_next_in_line_answers_for_no_aggregation_of_one_who_is_tombstoned_in_the_same_block() -> None:
+    """The proposer orders its block: the aggregation comes first, then the evidence."""
+    harness = Harness(queue=(2, 3, 1))
+    harness.register_all()
+    harness.play_to(Phase.AGGREGATE)
+    harness.block(harness.aggregate(2), harness.evidence(0, 2))
+    assert (harness.phase, harness.line, harness.round.acting) == (Phase.ATTEST, (2, 3, 1), 0)
+    harness.block(*(harness.attest(actor, Fault.MATRIX_MISMATCH) for actor in (0, 1, 3)))
+    assert (harness.line[harness.round.acting], harness.queue) == (3, (3, 1))
+
+
 def test_a_committee_is_of_the_validators_after_the_transactions_of_its_block() -> None:
     harness = Harness(actors=5, stakes=(10, 10, 10, 10))
     registrations = [harness.register(actor) for actor in range(4)]

@@ -3,6 +3,7 @@
 Here belongs what training, prototypes and evaluation share of torch. Importing this imports torch.
 """
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,11 @@ from .samples import Inputs, as_float
 
 INFERENCE_BATCH = 256
 """Samples in one forward pass. Results differ in the last bits between batch sizes, so it is the same everywhere."""
+
+SURELY_FINITE = 2.0**100
+"""What adds up to less by magnitude is finite in any order, with room for what a kernel pools or scales in between.
+
+float32 ends at 2^128; in models trained on digits no such sum is beyond 2^4."""
 
 
 @contextmanager
@@ -53,6 +59,40 @@ def representations(classifier: Classifier, inputs: Inputs) -> NDArray[np.float3
     Not finite where a model's own weights overflow.
     """
     return _in_batches(classifier, classifier.representation, inputs)
+
+
+def may_overflow(classifier: Classifier, inputs: Inputs) -> bool:
+    """Whether some order of its sums may take a representation of these inputs beyond what float32 can hold.
+
+    Kernels add up in orders of their own: 2e38 + 2e38 - 2e38 - 2e38 is 0 for one processor and infinite for another.
+    So magnitudes are added up, in float64, for each layer by itself on what it is given here.
+    """
+    classifier.eval()
+    layers = [layer for layer in classifier.representation.modules() if [*layer.parameters(recurse=False)]]
+    magnitudes = {layer: _magnitudes(layer) for layer in layers}
+    largest: list[float] = []
+
+    def look(layer: nn.Module, arguments: tuple[torch.Tensor, ...], _: torch.Tensor) -> None:
+        values = arguments[0].abs().amax(dim=0, keepdim=True).double()
+        largest.extend((values.max().item(), magnitudes[layer](values).max().item()))
+
+    hooks = [layer.register_forward_hook(look) for layer in layers]
+    _in_batches(classifier, classifier.representation, inputs)
+    for hook in hooks:
+        hook.remove()
+    return not all(value <= SURELY_FINITE for value in largest)
+
+
+def _magnitudes(layer: nn.Module) -> nn.Module:
+    """The layer that adds up the magnitudes of what this one adds up, if it is given magnitudes."""
+    result = copy.deepcopy(layer).double()
+    with torch.no_grad():
+        for name, tensor in result.state_dict().items():
+            if name == "running_mean":
+                tensor.copy_(-tensor.abs())  # it is subtracted
+            elif name != "running_var":
+                tensor.abs_()
+    return result
 
 
 def logits(module: nn.Module, inputs: Inputs) -> NDArray[np.float64]:

@@ -53,6 +53,10 @@ PERTURBATIONS = 3
 MAX_SAMPLES = 4096
 """Samples in a file from a stranger; a probe set has some hundreds."""
 
+MAX_INPUT = 2.0**64
+"""Largest magnitude in a sample from a stranger: of much larger ones any model makes sums that overflow, and whoever
+publishes a probe would have no similarity held against it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -205,6 +209,8 @@ def unsettled_pairs(
     without rounding, each layer for itself, so such a similarity also moves when the weights do. Each model is moved
     `PERTURBATIONS` times by about `PERTURBATION` of each float; a pair is unsettled if its similarity moves
     by more than half of the tolerance, and by more than the one unit that rounding to integers can make of nothing.
+    And if one of its models holds weights so huge that the order of a sum decides whether it is finite, which no
+    slightly different weights show.
 
     Args:
         architecture: of all models.
@@ -220,9 +226,13 @@ def unsettled_pairs(
     Raises:
         InvalidWeights, ValueError: as `prototypes` does.
     """
+    from .inference import may_overflow, repeatable_torch
+
     generator = np.random.default_rng(seed)
     before = matrix.astype(np.int64)
-    unsettled: NDArray[np.bool_] = np.zeros(before.shape, dtype=np.bool_)
+    with repeatable_torch(threads=1):
+        is_huge = np.array([may_overflow(architecture.load(model), inputs) for model in models], dtype=np.bool_)
+    unsettled: NDArray[np.bool_] = is_huge[:, np.newaxis] | is_huge[np.newaxis, :]
     for _ in range(PERTURBATIONS):
         values = [prototypes(architecture, [_perturbed(architecture, model, generator)], inputs) for model in models]
         moved = np.abs(correlation_matrix(np.concatenate(values)) - before)
@@ -302,7 +312,11 @@ def parse_samples(data: bytes | memoryview, limits: SampleLimits) -> LabelledDat
             WeightsFault.WRONG_TENSORS,
             f"labels go from {labels.min()} to {labels.max()}, they must be below {limits.classes}",
         )
-    return LabelledData(np.array(tensors["inputs"], dtype=np.float32), labels, numbered_classes(limits.classes))
+    inputs = np.array(tensors["inputs"], dtype=np.float32)
+    largest = np.abs(inputs).max()
+    if largest > MAX_INPUT:
+        raise InvalidWeights(WeightsFault.WRONG_TENSORS, f"inputs go up to {largest}, at most {MAX_INPUT} are allowed")
+    return LabelledData(inputs, labels, numbered_classes(limits.classes))
 
 
 def _samples_size(samples: int, limits: SampleLimits) -> int:

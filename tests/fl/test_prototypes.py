@@ -250,8 +250,12 @@ def test_sample_file_holds_bytes_as_floats() -> None:
         ({"inputs": samples(1)[0], "labels": samples(1)[1], "more": np.zeros(())}, WeightsFault.WRONG_TENSORS),
         ({"inputs": samples()[0], "labels": np.array([0, 1, 3])}, WeightsFault.WRONG_TENSORS),
         ({"inputs": samples()[0], "labels": np.array([0, -1, 1])}, WeightsFault.WRONG_TENSORS),
+        ({"inputs": samples()[0] * np.float32(-1e20), "labels": samples()[1]}, WeightsFault.WRONG_TENSORS),
     ],
-    ids=["too many", "none", "unequal", "shape", "label shape", "label type", "no labels", "more", "class", "negative"],
+    ids=[
+        *("too many", "none", "unequal", "shape", "label shape", "label type", "no labels", "more", "class"),
+        *("negative", "huge"),
+    ],
 )
 def test_hostile_sample_file_is_refused(tensors: dict[str, np.ndarray], reason: WeightsFault) -> None:
     data = serialize({name: t.astype(np.float32) if t.dtype == np.float64 else t for name, t in tensors.items()})
@@ -291,6 +295,20 @@ def test_what_rounding_decides_is_the_similarity_with_weights_that_cancel_and_no
     assert unsettled(chosen, models, inputs, 10) == [False, False, True, False, True, True]
 
 
+def test_a_similarity_that_is_finite_or_not_by_the_order_of_a_sum_is_held_against_nobody() -> None:
+    """AVX2 and AVX-512 add up a convolution in other orders; weights that are a little different change nothing."""
+    chosen = cancelling_weights.ARCHITECTURE
+    tensors = {name: tensor.copy() for name, tensor in parse(chosen.initial_weights(9), chosen.table).items()}
+    tensors["representation.first.weight"][:4] = 0
+    tensors["representation.first.bias"][:4] = 1
+    tensors["representation.second.weight"][0] = 0
+    tensors["representation.second.weight"][0, :4, 2, 2] = np.array([2e38, -2e38, 2e38, -2e38])
+    tensors["representation.code.weight"][:, :49] = 0
+    models = [*(chosen.initial_weights(seed) for seed in range(2)), serialize(tensors)]
+    inputs = np.random.default_rng(5).random((4, *chosen.input_shape)).astype(np.float32)
+    assert unsettled(chosen, models, inputs, 10) == [False, True, True]
+
+
 @pytest.mark.parametrize(("architecture_id", "epochs"), [("mlp/1x8x8/10", 20), ("cnn/1x8x8/10", 5)])
 def test_rounding_decides_about_no_trained_models(architecture_id: str, epochs: int) -> None:
     chosen, digits = architecture(architecture_id), load_digits()
@@ -310,4 +328,4 @@ def test_a_model_of_the_largest_numbers_can_be_looked_at() -> None:
         for name, tensor in parse(chosen.initial_weights(0), chosen.table).items()
     }
     models = [chosen.initial_weights(1), serialize(largest), chosen.initial_weights(2)]
-    assert unsettled(chosen, models, samples()[0], 10) == [False, False, False]
+    assert unsettled(chosen, models, samples()[0], 10) == [True, False, True]

@@ -203,7 +203,8 @@ class TaskSpecification(Record):
     carry_permille: Annotated[int, Between(0, MAX_CARRY_PERMILLE)]
     shared_permille: Annotated[int, Between(0, PERMILLE)]
     similarity: Similarity
-    tolerance: Annotated[int, Between(0, 10_000)]
+    tolerance: Annotated[int, Between(1, 10_000)]
+    """At least 1: processors whose sums have other last bits may round one number to two neighbours."""
     deadlines: Deadlines
     epochs: Annotated[int, Between(1, 1000)]
     batch_size: Annotated[int, Between(1, 65_536)]

@@ -334,6 +334,7 @@ def test_a_task_that_compares_updates_needs_no_probe_set() -> None:
         ("carry_permille", 2_001),
         ("shared_permille", 1_001),
         ("similarity", "looks"),
+        ("tolerance", 0),
     ],
 )
 def test_a_rule_that_there_isnt_is_refused_with_its_place(field: str, value: object) -> None:

@@ -5,6 +5,7 @@ tested beside their modules, random play in `tests/properties`, schedules of mes
 """
 
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.snapshot import read_entries, write_entries
 from bflnode.consensus.state import StateTree
 from bflnode.consensus.tables import SETTLED, settled_key
-from bflnode.consensus.task import Exclusion, Phase, TaskStatus
+from bflnode.consensus.task import Exclusion, Phase, ProbeMode, TaskStatus
+from bflnode.consensus.transaction import Fault
 from bflnode.consensus.types import MAX_INTEGER, MAX_TIME_MS, Hash
 from tests.consensus.harness import Harness
 from tests.consensus.setups import OUTSIDER
@@ -181,6 +183,48 @@ def test_tombstones_of_whole_lines_in_one_block_end_a_task_and_lose_no_token() -
     assert harness.balance(0) == before + escrow
     assert harness.voting == (0, 1, 2)
     assert harness.replayed().root == harness.tree.root
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_no_order_of_evidence_stake_verdicts_and_jumps_of_time_stops_who_executes_it(seed: int) -> None:
+    """A proposer orders its block, names its time, and leaves up to a third of the stake out of a commit."""
+    random = Random(seed)
+    deadlines = {f"{phase}_ms": random.choice((1, 400, 5_000)) for phase in ("commit", "reveal", "available", "attest")}
+    harness = Harness(
+        actors=7,
+        stakes=tuple(random.randint(3, 20) for _ in range(random.randint(1, 7))),
+        clients_min=random.randint(1, 3),
+        probe_mode=random.choice(tuple(ProbeMode)),
+        deadlines=deadlines,
+        parameters={"jail_ms": 1, "unbonding_ms": 500, "attendance_window": 3, "missed_to_jail": 1, "max_step_ms": 900},
+    )
+    for _ in range(35):
+        answers = [harness.answer(actor, duty) for actor in range(7) for duty in harness.duties(actor)]
+        if harness.phase is Phase.ATTEST:
+            answers += [harness.attest(actor, random.choice(tuple(Fault))) for actor in harness.voting]
+        if harness.phase is not None and random.random() < 0.3:
+            answers += [harness.evidence(OUTSIDER, offender) for offender in harness.line[: random.randint(1, 3)]]
+        actor = random.randrange(7)
+        bonded = harness.stake(actor).bonded
+        for made in (harness.unjail(actor), harness.leave(actor), harness.unbond(actor, max(1, bonded))):
+            answers += [made] if random.random() < 0.3 else []
+        answers.append(harness.bond(random.randrange(7), random.choice((1, 3, 10)), fee=random.choice((0, 5))))
+        random.shuffle(answers)
+        harness.absent = absent_of(random, harness)
+        harness.offer(*answers, after_ms=random.choice((1, 100, 400, 6_000, 10**8)), round_=random.choice((0, 1, 7)))
+    assert harness.replayed().root == harness.tree.root
+
+
+def absent_of(random: Random, harness: Harness) -> frozenset[int]:
+    """Some validators with less than a third of the stake."""
+    voting = harness.voting
+    left = total = sum(harness.stake(actor).bonded for actor in voting)
+    absent = set()
+    for actor in random.sample(voting, len(voting)):
+        if 3 * (left - harness.stake(actor).bonded) > 2 * total:
+            left -= harness.stake(actor).bonded
+            absent.add(actor)
+    return frozenset(absent)
 
 
 def test_a_node_from_a_snapshot_of_any_height_goes_the_same_way() -> None:

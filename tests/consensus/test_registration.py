@@ -6,6 +6,7 @@ import pytest
 
 from bflnode.consensus.genesis import task_id
 from bflnode.consensus.rejection import Reason, Rejection
+from bflnode.consensus.tables import all_tasks
 from bflnode.consensus.task import Phase, TaskStatus
 from bflnode.consensus.transaction import Slot
 from bflnode.consensus.types import TOKEN
@@ -89,6 +90,19 @@ def test_one_task_runs_at_a_time_and_the_next_starts_when_it_ends() -> None:
     harness.play_round()
     assert harness.task.status is TaskStatus.DONE
     assert harness.round.slot == Slot(second_id, 1, 0)
+
+
+def test_the_clock_of_a_waiting_task_goes_on_where_it_stood_when_another_ends() -> None:
+    first, second = replace(SPECIFICATION, rounds=1), replace(SPECIFICATION, name="second", clients_start=5)
+    harness = Harness(specifications=(first, second))
+    harness.register_all()
+    _, standing = all_tasks(harness.tree)
+    harness.wait(4 * DEADLINES.registration_ms)
+    harness.play_round()
+    assert (harness.task.status, harness.phase) == (TaskStatus.DONE, None)
+    harness.wait(100)
+    _, waiting = all_tasks(harness.tree)
+    assert (waiting.clock_ms, waiting.is_extended) == (standing.clock_ms + 100, False)
 
 
 def test_registration_beyond_the_most_clients_is_refused() -> None:

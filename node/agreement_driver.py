@@ -256,8 +256,9 @@ class AgreementDriver:
         signed = self._decided_votes.precommit_of(self._account)
         if signed is not None and self._wal.mark < (signed.height, signed.round, Step.PRECOMMIT):
             _log.warning(
-                "height %d: no vote, as this key has signed height %d and the log %s doesn't know of it: an old "
-                "copy was put back, or another process signs with this key; if so, stop one of the two",
+                "height %d: no vote, as this key has signed height %d and the log %s doesn't know of it: it is new, an "
+                "old copy, or another process signs with this key; if so, stop one of the two. If the network can't "
+                "go on without this vote, start with BFLNODE_SIGNING__NEW_LOG=vote",
                 *(height, signed.height, self._wal.path),
             )
             return False

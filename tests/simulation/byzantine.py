@@ -23,7 +23,6 @@ from bflnode.consensus.block import (
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.transaction import Evidence, SignedKind, Statement, sign_transaction
 from bflnode.consensus.types import AccountId, BlockId, ChainId, Hash, Signature
-from bflnode.storage.signer_wal import Slot
 
 from .disk import SimulatedDisk
 from .learner import Client
@@ -34,8 +33,6 @@ from .simulated_node import Clock, SimulatedNode, Surroundings
 
 class NoLog:
     """Signs whatever it is asked to, and remembers nothing."""
-
-    mark: Slot = (0, 0, Step.PROPOSE)
 
     def __init__(self, key: SecretKey, chain_id: ChainId) -> None:
         self._key = key
@@ -83,6 +80,9 @@ class Careless(SimulatedNode):
 
     def _open_wal(self) -> NoLog:
         return NoLog(self.key, self.chain.chain_id)
+
+    def _may_sign(self, height: int) -> bool:
+        return True
 
 
 class Vice(Enum):

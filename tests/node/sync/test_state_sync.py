@@ -83,6 +83,8 @@ def grown(tmp_path_factory: pytest.TempPathFactory) -> Network:
             for home in homes[1:]:
                 assert harness.header is not None
                 SnapshotStore(home.snapshots).create(harness.header, harness.last_commit, harness.tree.entries())
+        if harness.height == LATER:
+            harness.absent = frozenset({NEWCOMER})  # its log, which is new, would lack what it signed after that
     for home in homes[1:]:
         store_chain(harness, home.chain)
     return Network(harness, homes)

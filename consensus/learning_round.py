@@ -16,7 +16,7 @@ from typing import assert_never
 
 from .clustering import centroids, cluster, matrix_from_triangle
 from .quorum import ValidatorSet, is_quorum
-from .registration import open_next, start_clocks, tick
+from .registration import open_next, tick
 from .rejection import Premature, Reason, Rejection
 from .settlement import salts_hash, settle, void
 from .staking import slash_aggregator
@@ -124,7 +124,6 @@ def close_early(work: Workspace) -> None:
         current = work.round
         if current is None:
             if not open_next(work):
-                start_clocks(work)
                 return
         elif PHASES[current.phase].is_complete(work, current):
             PHASES[current.phase].close(work, current)

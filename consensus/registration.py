@@ -126,20 +126,20 @@ def tick(work: Workspace) -> None:
             end_task(work, moved, TaskStatus.CANCELLED)
 
 
-def start_clocks(work: Workspace) -> None:
-    """Let the clocks of waiting tasks go on from now: the time while another task ran isn't theirs."""
-    for task in all_tasks(work.view):
-        if task.status is TaskStatus.REGISTRATION and task.header_ms != work.context.time_ms:
-            work.put_task(replace(task, header_ms=work.context.time_ms))
-
-
 def open_next(work: Workspace) -> bool:
-    """Start the first waiting task that has enough participants; say whether there was one."""
+    """Start the first waiting task that has enough participants; say whether there was one.
+
+    Where there is none, clocks go on from now: the time while another task ran isn't theirs.
+    """
     assert work.round is None, "one task runs at a time"
-    for task in all_tasks(work.view):
-        if task.status is TaskStatus.REGISTRATION and _has_enough(task):
+    waiting = [task for task in all_tasks(work.view) if task.status is TaskStatus.REGISTRATION]
+    for task in waiting:
+        if _has_enough(task):
             open_round(work, task)
             return True
+    for task in waiting:
+        if task.header_ms != work.context.time_ms:
+            work.put_task(replace(task, header_ms=work.context.time_ms))
     return False
 
 

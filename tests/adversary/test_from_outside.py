@@ -209,15 +209,6 @@ async def test_last_words_without_end_do_not_fill_the_log(tmp_path: Path, caplog
         await eventually(lambda: node.network.statistics()["connections"] == 0)
 
 
-@pytest.fixture
-async def served(tmp_path: Path) -> Any:
-    home, _ = two_accounts(tmp_path / "served")
-    async with open_node(home, load_configuration(home)) as node, trio.open_nursery() as nursery:
-        url: str = await nursery.start(rpc.serve, node)
-        yield int(url.rsplit(":", 1)[1])
-        nursery.cancel_scope.cancel()
-
-
 async def test_connections_to_the_rpc_without_end_leave_descriptors_for_the_node(
     served: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,12 +1,9 @@
 """What any user of this machine could send to the RPC port."""
 
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -14,27 +11,18 @@ import trio
 
 from bflnode.node.configuration import load_configuration
 from bflnode.node.node import open_node
-from bflnode.node.rpc import server as rpc
 from bflnode.node.rpc.calls import INSPECTIONS
 from bflnode.node.rpc.client import RpcClient
 from bflnode.node.rpc.methods import RpcMethods
 from bflnode.node.rpc.refusals import UnreachableError
+from tests.node.rpc.answering import answering
 from tests.node.rpc.test_server import two_accounts
 
 
-@pytest.fixture
-async def port(tmp_path: Path) -> AsyncIterator[int]:
-    home, _ = two_accounts(tmp_path / "served")
-    async with open_node(home, load_configuration(home)) as node, trio.open_nursery() as nursery:
-        url: str = await nursery.start(rpc.serve, node)
-        yield int(url.rsplit(":", 1)[1])
-        nursery.cancel_scope.cancel()
-
-
-async def said(port: int, sent: bytes) -> bytes:
+async def said(served: int, sent: bytes) -> bytes:
     """All that comes back before the node ends the connection, or is silent."""
     answer = b""
-    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+    async with await trio.open_tcp_stream("127.0.0.1", served) as stream:
         with trio.move_on_after(0.5), suppress(trio.BrokenResourceError):
             await stream.send_all(sent)
             while piece := await stream.receive_some():
@@ -46,11 +34,11 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 NO_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
 
 
-async def test_nobody_is_spoken_to_in_http_2(port: int) -> None:
+async def test_nobody_is_spoken_to_in_http_2(served: int) -> None:
     """A connection then has a hundred requests, and held 120 MB of answers that nobody read, as long as it liked."""
-    assert (await said(port, PREFACE + NO_SETTINGS)).startswith(b"HTTP/1.1 404 ")
+    assert (await said(served, PREFACE + NO_SETTINGS)).startswith(b"HTTP/1.1 404 ")
     upgrade = b"connection: upgrade, http2-settings\r\nupgrade: h2c\r\nhttp2-settings: \r\n"
-    answer = await said(port, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n" + upgrade + b"\r\n")
+    answer = await said(served, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n" + upgrade + b"\r\n")
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.endswith(b"\r\n\r\nok\n")
 
@@ -86,15 +74,15 @@ ODD_REQUESTS = (
 
 
 async def test_odd_requests_get_an_answer_or_an_end_and_trouble_nobody_else(
-    port: int, caplog: pytest.LogCaptureFixture
+    served: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def ask(sent: bytes) -> None:
-        assert (await said(port, sent))[:9] in (b"", b"HTTP/1.1 ")
+        assert (await said(served, sent))[:9] in (b"", b"HTTP/1.1 ")
 
     async with trio.open_nursery() as nursery:
         for sent in ODD_REQUESTS:
             nursery.start_soon(ask, sent)
-    assert (await said(port, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    assert (await said(served, b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR", "CRITICAL")]
 
 
@@ -118,31 +106,6 @@ async def test_callers_of_what_is_slow_leave_half_of_the_time_to_the_node(
                 nursery.start_soon(methods.call, "models", {})
     assert len(looks) == 16
     assert all(begun - ended >= ended - began for (began, ended), (begun, _) in pairwise(looks))
-
-
-@contextmanager
-def answering(body: bytes) -> Iterator[str]:
-    """Something else than a node, which gives every request the same answer."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002  # the library's name
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 @pytest.mark.parametrize(

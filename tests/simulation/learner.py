@@ -32,6 +32,7 @@ from bflnode.consensus.transaction import (
     Slot,
     TaskRegister,
     Transaction,
+    bitmap,
     model_commitment,
     probe_commitment,
     sign_transaction,
@@ -163,14 +164,14 @@ class Learner:
             case owed.RevealModel():
                 return None if habit is Habit.SECRETIVE else self._reveal(duty.slot, duty.commitment)
             case owed.FetchAndVote():
-                held = [] if habit is Habit.CONTRARY else [m.index for m in duty.models if self._can_fetch(m)]
-                return Available(duty.slot, _bitmap(held, duty.clients))
+                held = set() if habit is Habit.CONTRARY else {m.index for m in duty.models if self._can_fetch(m)}
+                return Available(duty.slot, bitmap(held, duty.clients))
             case owed.Aggregate():
                 return None if habit is Habit.IDLE_AGGREGATOR else self._aggregate(duty)
             case owed.AttestTo():
                 is_false = any(output.startswith(FALSE_OUTPUT) for output in duty.aggregation.outputs)
                 fault = Fault.OUTPUT_MISMATCH if is_false != (habit is Habit.CONTRARY) else Fault.NONE
-                return Attest(duty.slot, duty.aggregation.transaction, fault, _bitmap([], len(duty.models)))
+                return Attest(duty.slot, duty.aggregation.transaction, fault, bitmap(set(), len(duty.models)))
             case _:
                 raise AssertionError(duty)
 
@@ -223,7 +224,3 @@ def _similarity(one: OfferedModel, other: OfferedModel) -> int:
     if one.account == other.account:
         return 10_000
     return 9_000 if (one.account[0] - other.account[0]) % 2 == 0 else -500
-
-
-def _bitmap(positions: list[int], count: int) -> bytes:
-    return sum(1 << position for position in positions).to_bytes((count + 7) // 8, "little")

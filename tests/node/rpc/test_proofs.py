@@ -4,12 +4,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -38,6 +34,7 @@ from bflnode.storage.errors import MissingError
 from tests.consensus.harness import Harness
 from tests.consensus.setups import Setup
 from tests.node.command_line import complaint, read, run
+from tests.node.rpc.answering import answering
 from tests.node.stored_homes import (
     ABSENT,
     COPIER,
@@ -399,32 +396,6 @@ def test_running_node_proves_over_rpc(tmp_path: Path) -> None:
     assert checked["proven"]["account"] == account_text(harness.account(0))
 
 
-@contextmanager
-def answering(result: Any) -> Iterator[str]:
-    """Somebody who gives every RPC request the same answer."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.dumps({"jsonrpc": "2.0", "id": 1, "result": result}).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002  # the library's name
-            """Say nothing."""
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
@@ -438,7 +409,7 @@ def answering(result: Any) -> Iterator[str]:
 def test_node_that_gives_something_else_is_found_out(answer: Any, said: str, learned: Learned, tmp_path: Path) -> None:
     if answer == {"proof": "BALANCE"}:
         answer = {"proof": learned.file("balance.proof").read_bytes().hex()}
-    with answering(answer) as url:
+    with answering(json.dumps({"jsonrpc": "2.0", "id": 1, "result": answer}).encode()) as url:
         result = run("proof", "balance", NOBODY, "--rpc", url, "-o", tmp_path / "x.proof")
 
     assert said in complaint(result, 4)

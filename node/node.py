@@ -17,11 +17,12 @@ import trio
 from bflnode.consensus.agreement import MAX_STATUS_BYTES, Status, Step
 from bflnode.consensus.block import Block, Commit, ProposalMessage, Vote, verify_body
 from bflnode.consensus.ledger import verify_commit
+from bflnode.consensus.quorum import ValidatorSet
 from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.staking import Standing, standing
-from bflnode.consensus.tables import ACCOUNTS, current_validators
+from bflnode.consensus.tables import ACCOUNTS, current_validators, previous_validators
 from bflnode.consensus.transaction import Evidence
-from bflnode.consensus.types import BlockId
+from bflnode.consensus.types import BlockId, ChainId
 from bflnode.node.p2p.addresses import host_part
 from bflnode.node.p2p.bans import Bans
 from bflnode.node.p2p.local_discovery import announce_locally
@@ -308,11 +309,16 @@ class Node:
             # One that is behind takes for good what others have seen to be worthless, and would answer for it.
             return self.relay.receive(data, sender) and not self.agreement.is_outdated
         final = FinalBlock.from_bytes(data, max_bytes=MAX_PUSH_BYTES)
-        if final.block.height != self.chain.height + 1 or final.block.id == self._last_gossiped:
+        is_next = final.block.height == self.chain.height + 1
+        if not (is_next or final.block.id == self.chain.tip_commit.block_id):
             return False  # old, or ahead of what this node can check: peers ask for what they lack
-        check_commit(self.chain, final)
+        if final.block.id == self._last_gossiped:
+            return False
+        voters = current_validators(self.chain.tree) if is_next else previous_validators(self.chain.tree)
+        check_commit(self.chain.genesis.chain_id, voters, final)
         self._last_gossiped = final.block.id
-        return self.agreement.deliver(FinalBlockReceived(final, trio.Event()))
+        # Votes may have been quicker: what this node has by now, its peers may still lack.
+        return self.agreement.deliver(FinalBlockReceived(final, trio.Event())) if is_next else True
 
     def on_push(self, protocol: str, sender: PeerId, data: bytes) -> None:
         """Take a pushed message of a greeted peer."""
@@ -386,8 +392,8 @@ class Node:
             await self.network.publish(blocks_topic(self.chain.genesis.chain_id), data)
 
 
-def check_commit(chain: Chain, final: FinalBlock) -> None:
-    """Check that more than two thirds of the stake have signed a gossiped block of the next height.
+def check_commit(chain_id: ChainId, voters: ValidatorSet, final: FinalBlock) -> None:
+    """Check that more than two thirds of the stake of its height have signed a gossiped block.
 
     Raises:
         Rejection: they haven't, or have signed the header of another body.
@@ -396,7 +402,7 @@ def check_commit(chain: Chain, final: FinalBlock) -> None:
     verify_body(block)
     if (commit.height, commit.block_id) != (block.height, block.id):
         raise Rejection(Reason.WRONG_COMMIT, commit=commit.block_id, block=block.id)
-    verify_commit(chain.genesis.chain_id, current_validators(chain.tree), commit)
+    verify_commit(chain_id, voters, commit)
 
 
 @asynccontextmanager

@@ -189,6 +189,21 @@ async def test_a_gossiped_block_is_passed_on_only_with_a_good_commit_and_once(tm
         assert not node.on_gossip(topic, node.network.peer_id, good.to_bytes())
 
 
+async def test_a_gossiped_block_is_passed_on_where_votes_were_quicker(tmp_path: Path) -> None:
+    """A peer that gets no votes hears of the block all the same; not of a forged commit, and of each block once."""
+    async with opened(small_network(tmp_path, validators=1).homes, **ALONE) as [node], going([node]):
+        mine = transfer(node)
+        node.relay.submit(mine)
+        await until(node, lambda: node.chain.height >= 1)
+        good = FinalBlock(node.chain.store.block(1), node.chain.store.commit(1))
+        topic = blocks_topic(node.chain.genesis.chain_id)
+        unsigned = replace(good, commit=replace(good.commit, signatures=()))
+        with pytest.raises(Rejection):
+            node.on_gossip(topic, node.network.peer_id, unsigned.to_bytes())
+        assert node.on_gossip(topic, node.network.peer_id, good.to_bytes())
+        assert not node.on_gossip(topic, node.network.peer_id, good.to_bytes())
+
+
 async def test_statuses_and_requests_for_models_in_masses_leave_the_node_answering(tmp_path: Path) -> None:
     homes = small_network(tmp_path).homes[:1]
     async with opened(homes, **ALONE) as [node], stranger_of(node) as stranger:

@@ -15,7 +15,8 @@ from torch import nn
 
 from .architectures import architecture
 from .inference import repeatable_torch
-from .methods.method import Local, Method, Update
+from .methods.method import Local, Method, MethodError, Update
+from .networks import interpolated
 from .population import Population
 from .training import TrainingConfig, TrainingError, choose_device, measure
 from .weights import InvalidWeights, Tensor, Tensors, parse, read_table, serialize
@@ -117,7 +118,8 @@ class Player:
             received=read_tensors(job.received),
             kept=read_tensors(job.kept),
         )
-        received = self._measured(job.method.personal_model(local), job)
+        before = job.method.personal_model(local)
+        received = self._measured(before, job)
         general = self._global_accuracy(job.method.general_model(local)) if job.measures_global else None
         started = perf_counter()
         update = job.method.train(local)
@@ -129,7 +131,7 @@ class Player:
             samples=len(shard.train),
             histogram=shard.train.histogram(),
             received_accuracies=received,
-            post_accuracies=self._measured(update.model, job),
+            post_accuracies=self._measured(_after(before, update.model, job), job),
             global_accuracy=general,
             loss=update.loss,
             seconds=seconds,
@@ -156,6 +158,14 @@ class Player:
                 f"client {job.owners[0]} diverged in round {job.round} ({error.detail}): lower the learning rate "
                 f"({job.config.learning_rate}), or check the data and the method's settings"
             ) from error
+
+
+def _after(before: nn.Module, trained: nn.Module, job: ClientJob) -> nn.Module:
+    """What predicts after training, by the method's interpolation: what round 1 starts from knows nothing yet."""
+    try:
+        return trained if job.round == 1 else interpolated(before, trained, job.method.interpolation)
+    except ValueError as error:
+        raise MethodError(f"method {job.method.name}: {error}") from error
 
 
 def read_tensors(data: bytes) -> dict[str, Tensor]:

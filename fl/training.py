@@ -4,6 +4,7 @@ Here belong the optimiser loop and evaluation. What is trained (architectures), 
 to the result (aggregation, prototypes) do not. Importing this imports torch.
 """
 
+import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import isfinite
@@ -17,7 +18,7 @@ from torch import nn
 
 from .architectures import Architecture
 from .inference import logits, repeatable_torch
-from .networks import Classifier
+from .networks import Classifier, interpolated
 from .optimisers import Adam, GradientDescent, Optimiser
 from .prior import WithPrior, with_prior
 from .samples import Inputs, LabelledData, Labels, Shard, as_float
@@ -84,7 +85,7 @@ class TrainingResult:
     Attributes:
         model: canonical weights after training.
         received_accuracy: of the model received, before training, on the client's test data.
-        post_accuracy: of the trained model, before aggregation, on the client's test data.
+        post_accuracy: after training, before aggregation, on the client's test data.
         losses: mean training loss of each epoch in nats.
         samples: number of training samples.
         seconds: wall time, evaluations included.
@@ -141,6 +142,7 @@ def train(
     on_progress: ProgressCallback | None = None,
     *,
     has_prior: bool = False,
+    interpolation: float = 1.0,
 ) -> TrainingResult:
     """Train a received model on a client's own data: the same bytes for the same arguments on one machine.
 
@@ -151,6 +153,8 @@ def train(
         config: optimiser, epochs, seed, device.
         on_progress: called after each epoch; what it raises ends the training.
         has_prior: train and measure with the client's label prior, which stays out of the model; see `prior`.
+        interpolation: where between the base and the trained model the client predicts after training; see
+            `networks.interpolated`. The model that is returned is the trained one.
 
     Raises:
         InvalidWeights: the base isn't canonical weights of the architecture.
@@ -163,8 +167,9 @@ def train(
         classifier = architecture.load(trainable(architecture, base)).to(device)
         module = with_prior(classifier, shard.train.histogram()) if has_prior else classifier
         received = measure(module, shard.test)
+        start = copy.deepcopy(module)
         losses = fit(module, shard.train, config, on_progress=on_progress)
-        post = measure(module, shard.test)
+        post = measure(interpolated(start, module, interpolation), shard.test)
         try:
             model = architecture.dump(classifier)
         except InvalidWeights as error:

@@ -75,8 +75,7 @@ def make_method(name: str, settings: Mapping[str, Any]) -> Method:
     allowed = {field.name: types[field.name] for field in fields(method)}
     for key, value in settings.items():
         if key not in allowed:
-            takes = f"it has {', '.join(allowed)}" if allowed else "it has none"
-            raise MethodError(f"method {name} has no setting {key!r}: {takes}")
+            raise MethodError(f"method {name} has no setting {key!r}: it has {', '.join(allowed)}")
         if type(value) is not allowed[key] and not (allowed[key] is float and type(value) is int):
             raise MethodError(
                 f"setting {key} of method {name} is {value!r}: give {KINDS.get(allowed[key], allowed[key])}"

@@ -1,11 +1,13 @@
 """The modules behind the architectures: their own kernels against torch's, in bits."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bflnode.fl.architectures import architecture
-from bflnode.fl.networks import build_classifier, halved
+from bflnode.fl.networks import build_classifier, get_tensors, halved, interpolated, set_tensors
+from bflnode.fl.prior import with_prior
 
 
 def _both_ways(inputs: torch.Tensor, gradient: torch.Tensor) -> list[tuple[bytes, bytes]]:
@@ -46,3 +48,39 @@ def test_classifiers_built_from_one_template_share_no_tensor() -> None:
     for parameter in second.parameters():
         parameter.data.fill_(2.0)
     assert all(bool((parameter == 1.0).all()) for parameter in first.parameters())
+
+
+RESNET = architecture("resnet18/3x32x32/10")
+
+
+def test_an_interpolation_is_between_two_models_in_every_float() -> None:
+    start, end = build_classifier(RESNET), build_classifier(RESNET)
+    for classifier, value, steps in ((start, 2.0, 3), (end, 6.0, 9)):
+        constant = {
+            name: np.full(tensor.shape, steps if tensor.dtype == np.int64 else value, dtype=tensor.dtype)
+            for name, tensor in get_tensors(classifier).items()
+        }
+        set_tensors(classifier, constant)
+
+    quarter = get_tensors(interpolated(start, end, 0.25))
+
+    assert {float(tensor.max()) for tensor in quarter.values() if tensor.dtype == np.float32} == {3.0}
+    assert {int(tensor.max()) for tensor in quarter.values() if tensor.dtype == np.int64} == {9}
+    assert {float(tensor.max()) for tensor in get_tensors(end).values()} == {6.0, 9.0}, "it is a copy"
+    assert interpolated(start, end, 1.0) is end
+
+
+def test_an_interpolation_keeps_the_label_prior_of_absent_classes() -> None:
+    classes = [1.0] * 9 + [0.0]
+    start, end = (with_prior(build_classifier(RESNET), classes) for _ in range(2))
+
+    middle = interpolated(start, end, 0.5)
+
+    assert middle.state_dict()["log_prior"].tolist() == start.log_prior.tolist()
+    assert start.log_prior[9] == -float("inf")
+
+
+def test_there_is_nothing_between_models_of_different_shape() -> None:
+    other = build_classifier(architecture("mlp/1x8x8/10"))
+    with pytest.raises(ValueError, match="has other tensors: use an interpolation of 1"):
+        interpolated(build_classifier(RESNET), other, 0.5)

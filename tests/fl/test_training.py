@@ -62,6 +62,17 @@ def test_training_on_the_digits_learns_them(digits: Shard) -> None:
     assert evaluate(DIGITS, result.model, digits.test).accuracy == result.post_accuracy
 
 
+def test_an_interpolation_is_measured_after_training_and_is_not_what_comes_back(digits: Shard) -> None:
+    base, config = DIGITS.initial_weights(0), TrainingConfig(epochs=3)
+
+    halfway = train(DIGITS, base, digits, config, interpolation=0.5)
+
+    trained = train(DIGITS, base, digits, config)
+    middle = mean([parse(model, DIGITS.table) for model in (base, trained.model)], [1, 1])
+    assert halfway.model == trained.model
+    assert halfway.post_accuracy == evaluate(DIGITS, serialize(middle), digits.test).accuracy != trained.post_accuracy
+
+
 @pytest.mark.parametrize("architecture_id", ["mlp/1x8x8/10", "cnn/1x8x8/10", "resnet18/1x8x8/10"])
 def test_same_seed_gives_the_same_bytes_and_another_seed_others(digits: Shard, architecture_id: str) -> None:
     described = architecture(architecture_id)

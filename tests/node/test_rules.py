@@ -11,6 +11,7 @@ from bflnode.consensus.tables import all_tasks
 from bflnode.consensus.task import Combination, Rule, TaskSpecification, class_bitmap
 from bflnode.consensus.transaction import Attest, Fault, Slot
 from bflnode.consensus.types import BlobId
+from bflnode.fl.carry import INTERPOLATION
 from bflnode.fl.samples import load_shard
 from bflnode.node.duty_work import DutyWork, training_job
 from bflnode.node.node import Node
@@ -115,7 +116,7 @@ async def test_clients_train_from_what_they_received_and_a_share_of_their_last_s
 
 
 async def _assert_carried(node: Node, scratch: Path) -> None:
-    """Train again what a node has revealed in each round: first from the base alone, then with 0.7 of its last step."""
+    """Train and measure again what a node has revealed: first from the base alone, then with 0.7 of its last step."""
     step = None
     for settled in settled_rounds(node):
         own, tools = client_of(settled, node.key.account), node.participant._work._tools
@@ -123,8 +124,10 @@ async def _assert_carried(node: Node, scratch: Path) -> None:
         specification, again = all_tasks(node.chain.tree)[0].specification, scratch / "again"
         base, sent = (node.blobs.path(blob) for blob in (own.base, own.revealed.model))
         job = training_job(specification, tools, base=base, output=again, slot=settled.slot)
-        await tools.trainer.run(replace(job, has_prior=True, carried=step))
+        interpolation = 1.0 if settled.slot.number == 1 else INTERPOLATION
+        repeated = await tools.trainer.run(replace(job, has_prior=True, carried=step, interpolation=interpolation))
         assert again.read_bytes() == sent.read_bytes()
+        assert repeated.post_accuracy == tools.journal.entry(settled.slot).post_accuracy
         step = CarriedStep(str(base), str(sent), 700)
 
 

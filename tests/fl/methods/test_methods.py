@@ -385,8 +385,8 @@ def test_all_data_in_one_place_goes_on_from_its_own_model() -> None:
     ("name", "settings", "fault"),
     [
         ("best", {}, "there is no method 'best'"),
-        ("fedprox", {"my": 1.0}, "has no setting 'my': it has mu"),
-        ("fedavg", {"mu": 1.0}, "it has none"),
+        ("fedprox", {"my": 1.0}, "has no setting 'my': it has interpolation, mu"),
+        ("fedavg", {"interpolation": 1.5}, "give 0 to 1"),
         ("paa", {"clusters": 2.5}, "give a whole number"),
         ("paa", {"clusters": 0}, "at least 1"),
         ("apfl", {"alpha": 2.0}, "give 0 to 1"),

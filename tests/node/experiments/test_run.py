@@ -13,6 +13,7 @@ import pytest
 from bflnode.consensus.task import SettledRound
 from bflnode.consensus.types import BlobId
 from bflnode.fl.architectures import architecture
+from bflnode.fl.carry import INTERPOLATION
 from bflnode.fl.methods.registry import make_method
 from bflnode.fl.population import Population, load_data, make_population
 from bflnode.fl.prototypes import serialize_samples
@@ -235,11 +236,12 @@ def test_a_rule_gives_the_labels_outputs_and_models_that_the_networks_worker_giv
 
     for number, settled in enumerate(_settled(made, population), start=1):
         assert settled.aggregation is not None
-        received = [worker.train(number, client, settled.clients[client].base) for client in range(4)]
+        accuracies = [worker.train(number, client, settled.clients[client].base) for client in range(4)]
         revealed = [client.revealed.model for client in settled.clients if client.revealed is not None]
         assert revealed == worker.sent
-        assert received == [pytest.approx(float(row["received"]), abs=1e-5) for row in measured[: len(received)]]
-        measured = measured[len(received) :]
+        for accuracy, row in zip(accuracies, measured, strict=False):
+            assert accuracy == pytest.approx((float(row["received"]), float(row["post"])), abs=1e-5)
+        measured = measured[len(accuracies) :]
         assert settled.aggregation.triangle == worker.triangle(None if "updates" in method else settled.probe_seed)
         labels = settled.aggregation.labels
         assert set(labels) == {0, 1}
@@ -265,8 +267,8 @@ class _Worker:
         probe = population.held.probe
         self._probe_set = self._path(self._put(serialize_samples(probe.inputs, probe.labels)))
 
-    def train(self, number: int, client: int, base: BlobId) -> float:
-        """Train from a base, with what the client carries from its last round; the accuracy before."""
+    def train(self, number: int, client: int, base: BlobId) -> tuple[float, float]:
+        """Train from a base, with what the client carries from its last round; the accuracies before and after."""
         shard, model = self._directory / f"shard{client}", self._directory / "trained"
         save_shard(shard, self._population.shard((client,)))
         self._bases[client] = self._path(base)
@@ -283,13 +285,14 @@ class _Worker:
             device="cpu",
             has_prior=is_own,
             carried=self._steps.get(client),
+            interpolation=INTERPOLATION if is_own and number > 1 else 1.0,
         )
         result = run_job(job, lambda *_: None, 1)
         assert isinstance(result, TrainResult)
         self.sent[client] = self._put(model.read_bytes())
         if is_own:
             self._steps[client] = CarriedStep(self._bases[client], self._path(self.sent[client]), 800)
-        return result.received_accuracy
+        return result.received_accuracy, result.post_accuracy
 
     def triangle(self, probe_seed: bytes | None) -> bytes:
         """On a probe, or without a seed by updates."""
@@ -383,6 +386,20 @@ def test_training_in_one_place_is_measured_on_every_client_and_sends_nothing(fol
     assert [row["received"] for row in found[4:]] == [row["post"] for row in found[:4]]
 
 
+def test_an_interpolation_is_where_a_client_predicts_after_training_and_changes_nothing_else(folder: Folder) -> None:
+    made = folder(
+        FILE
+        + "".join(f'[[methods]]\nname = "fedavg"\nlabel = "{at}"\ninterpolation = {at}\n' for at in (0.0, 0.5, 1.0))
+    )
+    run(made)
+
+    found = {at: [row for row in rows(made, "clients.csv") if row["method"] == at] for at in ("0.0", "0.5", "1.0")}
+    assert [row["post"] for row in found["0.0"][4:]] == [row["received"] for row in found["0.0"][4:]]
+    assert len({tuple(row["post"] for row in own[4:]) for own in found.values()}) == 3
+    assert len({tuple(row["post"] for row in own[:4]) for own in found.values()}) == 1, "round 1 starts from nothing"
+    assert len({tuple((row["received"], row["loss"]) for row in own) for own in found.values()}) == 1
+
+
 def test_means_leave_hostile_clients_out_and_the_ledger_excludes_copies(folder: Folder) -> None:
     attack = '[attack]\nname = "lazy"\nshare = 0.25\n'
     made = folder(FILE.replace("rounds = 3", "rounds = 1") + PAA + attack)
@@ -417,7 +434,10 @@ def test_the_global_accuracy_is_measured_every_so_many_rounds_and_at_the_end(fol
     ("text", "words"),
     [
         ('[[methods]]\nname = "fedsgd"\n', "fedsgd: there is no method 'fedsgd': use one of apfl,"),
-        ('[[methods]]\nname = "fedprox"\nmy = 1\n', "fedprox: method fedprox has no setting 'my': it has mu"),
+        (
+            '[[methods]]\nname = "fedprox"\nmy = 1\n',
+            "fedprox: method fedprox has no setting 'my': it has interpolation, mu",
+        ),
         (f"{DIVERGING}[training]\nlearning_rate = 1000.0\n", "fedprox-alpha0.5-seed1: training diverged"),
         (f'architecture = "cnn/1x28x28/10"\n{FEDAVG}', "doesn't fit the data: digits has 1x8x8 and 10 classes"),
         (f'{FEDAVG}[data]\nkind = "imaginary"\n', "tiny: there is no kind of data 'imaginary': use one of digits,"),

@@ -56,7 +56,7 @@ DEFAULT_RULE = Rule.PRIOR_ROWS
 DEFAULT_STEP_PERMILLE = MappingProxyType({Rule.PAA: PERMILLE, Rule.PRIOR_ROWS: 1250})
 """Of outputs, by rule: the paper's, and the study's."""
 
-DEFAULT_CARRY_PERMILLE = MappingProxyType({Rule.PAA: 0, Rule.PRIOR_ROWS: 800})
+DEFAULT_CARRY_PERMILLE = MappingProxyType({Rule.PAA: 0, Rule.PRIOR_ROWS: 700})
 """Of clients, by rule: as the steps."""
 
 

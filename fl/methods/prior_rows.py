@@ -77,7 +77,7 @@ class PriorRows(Method):
     name = "prior-rows"
     source = "this project; the prior is Menon et al. 2021's logit adjustment, applied at each client"
     server_step: float = 1.25
-    carry: float = 0.8
+    carry: float = 0.7
     rows: bool = True
     prior: bool = True
     mask: bool = True

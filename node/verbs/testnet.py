@@ -146,7 +146,7 @@ _OPTIONS = (
     click.option(
         "--carry",
         type=FiniteRange(0, 2),
-        help="Share of its own last step that a client starts from; default: 0.8 under prior-rows, 0 under paa.",
+        help="Share of its own last step that a client starts from; default: 0.7 under prior-rows, 0 under paa.",
     ),
     click.option(
         "--shared",

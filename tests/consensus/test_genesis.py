@@ -355,7 +355,7 @@ def test_defaults_of_a_task_are_those_of_the_papers_evaluation_but_for_the_rule(
     assert (task.psi, task.clusters, task.tolerance) == (32, 2, 10)
     assert (task.probe_mode, task.weighting) == (ProbeMode.PUBLIC, Weighting.UNIFORM)
     assert (task.rule, task.combination) == (Rule.PRIOR_ROWS, Combination.MEAN)
-    assert (task.step_permille, task.carry_permille) == (1250, 800)
+    assert (task.step_permille, task.carry_permille) == (1250, 700)
     assert (DEFAULT_STEP_PERMILLE[Rule.PAA], DEFAULT_CARRY_PERMILLE[Rule.PAA]) == (1000, 0)
     assert task.deadlines == default_deadlines()
 

@@ -39,7 +39,7 @@ def test_init_makes_what_was_asked_for(net: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ((), "prior-rows of mean, step 1.25, carry 0.8"),
+        ((), "prior-rows of mean, step 1.25, carry 0.7"),
         (("--rule", "paa"), "paa of mean"),
         (("--server-step", "1", "--carry", "0"), "prior-rows of mean"),
         (

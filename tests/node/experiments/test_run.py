@@ -216,7 +216,7 @@ def test_two_processes_dont_run_one_experiment(folder: Folder) -> None:
     [
         ('name = "paa"', "mean", RuleSettings()),
         ('name = "paa"', "median", RuleSettings(combination="median")),
-        ('name = "prior-rows"\ncarry = 0.8', "mean", RuleSettings(name="prior-rows", step_permille=1250)),
+        ('name = "prior-rows"\ncarry = 0.7', "mean", RuleSettings(name="prior-rows", step_permille=1250)),
         (
             'name = "prior-rows"\nsimilarity = "updates"\nshared = 0.3',
             "mean",
@@ -291,7 +291,7 @@ class _Worker:
         assert isinstance(result, TrainResult)
         self.sent[client] = self._put(model.read_bytes())
         if is_own:
-            self._steps[client] = CarriedStep(self._bases[client], self._path(self.sent[client]), 800)
+            self._steps[client] = CarriedStep(self._bases[client], self._path(self.sent[client]), 700)
         return result.received_accuracy, result.post_accuracy
 
     def triangle(self, probe_seed: bytes | None) -> bytes:

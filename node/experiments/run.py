@@ -19,7 +19,7 @@ from bflnode.fl.population import PopulationOptions, Shift, load_data, make_popu
 from bflnode.fl.robust import RobustRuleError
 from bflnode.fl.samples import DatasetError, Shard
 from bflnode.fl.weights import InvalidWeights
-from bflnode.storage.errors import InUseError
+from bflnode.storage.errors import InUseError, StorageError
 from bflnode.storage.home_lock import HomeLock, running_pid
 
 from .file import Experiment, ExperimentError, MethodEntry, RunPlan
@@ -95,8 +95,9 @@ def _run_all(folder: ExperimentFolder, workers: Workers, on_progress: Callable[[
             population = make_population(whole, population_options(experiment, alpha, seed))
         with make_pool(population, workers.count, workers.ray_address) as pool:
             for plan in group:
-                with _refusals(plan.name):
-                    run = Run(folder, plan, methods[plan.entry.title], population, pool)
+                method = methods[plan.entry.title]
+                with _refusals(plan.name, method):
+                    run = Run(folder, plan, method, population, pool)
                     for record in run.rounds():
                         on_progress(clock.tick(plan, experiment.rounds, record))
 
@@ -180,9 +181,10 @@ def _locked(path: Path) -> HomeLock:
 
 
 @contextmanager
-def _refusals(name: str) -> Iterator[None]:
-    """Name the run in what its data, method or training refuses."""
+def _refusals(name: str, method: "Method | None" = None) -> Iterator[None]:
+    """Name the run in what its data, method or training refuses, and in whatever a method of another package raises."""
     from bflnode.fl.methods.method import MethodError
+    from bflnode.fl.methods.registry import BUILT_IN
     from bflnode.fl.training import TrainingError
 
     refusals = (
@@ -200,6 +202,13 @@ def _refusals(name: str) -> Iterator[None]:
         raise ExperimentError(f"{name}: {error}") from error
     except OSError as error:
         raise ExperimentError(f"{name}: {error.strerror or error}: {error.filename or 'no file named'}") from error
+    except Exception as error:  # whatever another package does
+        if method is None or type(method) in BUILT_IN or isinstance(error, (ExperimentError, StorageError)):
+            raise
+        raise ExperimentError(
+            f"{name}: method {method.name} of {type(method).__module__} failed ({type(error).__name__}: {error}): "
+            "correct its package; BFLNODE_DEBUG=1 shows where"
+        ) from error
 
 
 def _round_of(folder: ExperimentFolder, plan: RunPlan) -> int:

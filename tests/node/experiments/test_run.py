@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from bflnode.consensus.task import SettledRound
 from bflnode.consensus.types import BlobId
 from bflnode.fl.architectures import architecture
 from bflnode.fl.carry import INTERPOLATION
+from bflnode.fl.methods import registry
+from bflnode.fl.methods.method import FedAvg, Local, Update
 from bflnode.fl.methods.registry import make_method
 from bflnode.fl.population import Population, load_data, make_population
 from bflnode.fl.prototypes import serialize_samples
@@ -421,6 +424,28 @@ def test_what_a_client_has_already_is_not_sent_again(folder: Folder) -> None:
     found = rows(made, "clients.csv")
     assert [row["bytes_down"] for row in found] == [size] * 4 + ["0"] * 8
     assert {row["bytes_up"] for row in found} == {"0"}
+
+
+class Broken(FedAvg):
+    """A user's method with a mistake."""
+
+    name = "broken"
+
+    def train(self, local: Local) -> Update:
+        raise KeyError(local.round)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_a_method_of_another_package_raises_is_named_as_its(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    entry = EntryPoint("broken", "theirs:Broken", registry.ENTRY_POINTS)
+    monkeypatch.setattr(EntryPoint, "load", lambda self: Broken)
+    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([entry]))
+    made = folder(f'{FILE}[[methods]]\nname = "broken"\n')
+
+    with pytest.raises(ExperimentError, match=rf"seed1: method broken of {__name__} failed \(KeyError: 1\): correct"):
+        run_experiment(made, Workers(jobs), lambda progress: None)
 
 
 def test_the_global_accuracy_is_measured_every_so_many_rounds_and_at_the_end(folder: Folder) -> None:

@@ -1,6 +1,4 @@
-"""What a client makes of weights for itself under the rule `prior-rows`; nothing of it leaves the client.
-
-It carries a share of its own last step from one learning round into the next.
+"""What a client carries from one learning round into the next: a share of its own last step, which never leaves it.
 
 A client starts from what it received plus `carry` times the difference between the model that it sent last and what it
 had received for that. So its own features stay with it, whatever the mean makes of them, and nothing more is sent. For
@@ -16,10 +14,6 @@ import numpy as np
 
 from .aggregation import STATISTICS, rounded
 from .weights import Tensor, Tensors
-
-INTERPOLATION = 0.5
-"""Where between what it trained from and what it trained a client predicts after training, from the second learning
-round on; see `networks.interpolated`."""
 
 
 def carried(received: Tensors, base: Tensors, sent: Tensors, carry: float) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from .architectures import architecture
 from .inference import repeatable_torch
+from .interpolation import share_of_training
 from .methods.method import Local, Method, MethodError, Update
 from .networks import interpolated
 from .population import Population
@@ -161,9 +162,9 @@ class Player:
 
 
 def _after(before: nn.Module, trained: nn.Module, job: ClientJob) -> nn.Module:
-    """What predicts after training, by the method's interpolation: what round 1 starts from knows nothing yet."""
+    """What predicts after training."""
     try:
-        return trained if job.round == 1 else interpolated(before, trained, job.method.interpolation)
+        return interpolated(before, trained, share_of_training(job.method.interpolation, job.round))
     except ValueError as error:
         raise MethodError(f"method {job.method.name}: {error}") from error
 

@@ -150,9 +150,8 @@ def set_tensors(classifier: Classifier, tensors: Tensors) -> None:
 def interpolated(start: nn.Module, end: nn.Module, share: float) -> nn.Module:
     """A module like `end` with the floats `start + share (end - start)`; 1 is `end` itself, 0 predicts as `start` does.
 
-    Between what training began with and what it ended with, a model often predicts better than at either end (Wortsman
-    et al. 2022, "Robust fine-tuning of zero-shot models", weight-space ensembles). A tensor that is the same in both
-    stays: there is nothing between two infinities, as in a label prior. Integers are those of `end`.
+    A tensor that is the same in both stays: there is nothing between two infinities, as in a label prior. Integers are
+    those of `end`.
 
     Raises:
         ValueError: the two have other tensors.
@@ -161,11 +160,13 @@ def interpolated(start: nn.Module, end: nn.Module, share: float) -> nn.Module:
         return end
     result, before = copy.deepcopy(end), start.state_dict()
     after = result.state_dict()
-    if {name: own.shape for name, own in before.items()} != {name: own.shape for name, own in after.items()}:
+    if {name: (own.shape, own.dtype) for name, own in before.items()} != {
+        name: (own.shape, own.dtype) for name, own in after.items()
+    }:
         raise ValueError("what predicts before training and after it has other tensors: use an interpolation of 1")
     for name, tensor in after.items():
         if tensor.is_floating_point() and not torch.equal(tensor, before[name]):
-            tensor.lerp_(before[name].to(tensor.device), 1 - share)
+            tensor.lerp_(before[name], 1 - share)
     return result
 
 

@@ -142,7 +142,7 @@ def train(
     on_progress: ProgressCallback | None = None,
     *,
     has_prior: bool = False,
-    interpolation: float = 1.0,
+    share: float = 1.0,
 ) -> TrainingResult:
     """Train a received model on a client's own data: the same bytes for the same arguments on one machine.
 
@@ -153,8 +153,8 @@ def train(
         config: optimiser, epochs, seed, device.
         on_progress: called after each epoch; what it raises ends the training.
         has_prior: train and measure with the client's label prior, which stays out of the model; see `prior`.
-        interpolation: where between the base and the trained model the client predicts after training; see
-            `networks.interpolated`. The model that is returned is the trained one.
+        share: of the way from the base to the trained model, at which the client predicts after training; see
+            `interpolation`. The model that is returned is the trained one.
 
     Raises:
         InvalidWeights: the base isn't canonical weights of the architecture.
@@ -167,9 +167,9 @@ def train(
         classifier = architecture.load(trainable(architecture, base)).to(device)
         module = with_prior(classifier, shard.train.histogram()) if has_prior else classifier
         received = measure(module, shard.test)
-        start = copy.deepcopy(module)
+        start = module if share == 1 else copy.deepcopy(module)
         losses = fit(module, shard.train, config, on_progress=on_progress)
-        post = measure(interpolated(start, module, interpolation), shard.test)
+        post = measure(interpolated(start, module, share), shard.test)
         try:
             model = architecture.dump(classifier)
         except InvalidWeights as error:

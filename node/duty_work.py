@@ -44,7 +44,7 @@ from bflnode.consensus.transaction import (
 )
 from bflnode.consensus.types import BlobId, ChainId, Hash
 from bflnode.fl.architectures import UnknownArchitecture, architecture
-from bflnode.fl.carry import INTERPOLATION
+from bflnode.fl.interpolation import INTERPOLATION, share_of_training
 from bflnode.fl.samples import DatasetError, load_shard
 from bflnode.fl.weights import InvalidWeights, parse
 from bflnode.node.p2p.peers import Peers
@@ -182,8 +182,8 @@ class DutyWork:
         _log.info("learning round %d: training from %s", slot.number, duty.base.hex()[:12])
         job = training_job(duty.specification, tools, base=await self._path(duty.base), output=output, slot=slot)
         carried, prior = await self._carried(duty, step), has_prior(duty.specification)
-        interpolation = INTERPOLATION if prior and slot.number > 1 else 1.0
-        result = await tools.trainer.run(replace(job, has_prior=prior, carried=carried, interpolation=interpolation))
+        share = share_of_training(INTERPOLATION, slot.number) if prior else 1.0
+        result = await tools.trainer.run(replace(job, has_prior=prior, carried=carried, share=share))
         model = await self._keep(output)
         tools.journal.update(
             slot,

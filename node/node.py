@@ -22,7 +22,7 @@ from bflnode.consensus.rejection import Premature, Reason, Rejection
 from bflnode.consensus.staking import Standing, standing
 from bflnode.consensus.tables import ACCOUNTS, current_validators, previous_validators
 from bflnode.consensus.transaction import Evidence
-from bflnode.consensus.types import BlockId, ChainId
+from bflnode.consensus.types import ChainId
 from bflnode.node.p2p.addresses import host_part
 from bflnode.node.p2p.bans import Bans
 from bflnode.node.p2p.local_discovery import announce_locally
@@ -134,7 +134,7 @@ class Node:
         self._told_s = float("-inf")
         self._is_ready = trio.Event()
         self._serving = trio.CapacityLimiter(SERVING_THREADS)
-        self._last_gossiped: BlockId | None = None
+        self._last_gossiped = 0
         self._finals, self._finals_to_publish = trio.open_memory_channel[bytes](MAX_FINALS)
         self.network: Network
         self.peers: Peers
@@ -312,11 +312,11 @@ class Node:
         is_next = final.block.height == self.chain.height + 1
         if not (is_next or final.block.id == self.chain.tip_commit.block_id):
             return False  # old, or ahead of what this node can check: peers ask for what they lack
-        if final.block.id == self._last_gossiped:
+        if final.block.height <= self._last_gossiped:
             return False
         voters = current_validators(self.chain.tree) if is_next else previous_validators(self.chain.tree)
         check_commit(self.chain.genesis.chain_id, voters, final)
-        self._last_gossiped = final.block.id
+        self._last_gossiped = final.block.height
         # Votes may have been quicker: what this node has by now, its peers may still lack.
         return self.agreement.deliver(FinalBlockReceived(final, trio.Event())) if is_next else True
 

@@ -60,7 +60,6 @@ class FedProto(Method):
     average_models: bool = False
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.weight >= 0:
             raise MethodError(f"weight is {self.weight}: give 0 or more")
 
@@ -124,7 +123,6 @@ class FedHkd(Method):
     least_share: float = 0.025
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if min(self.soft_weight, self.code_weight) < 0 or not self.temperature > 0:
             raise MethodError("soft_weight and code_weight must be 0 or more, temperature more than 0")
 

@@ -24,7 +24,6 @@ class FedProx(Method):
     mu: float = 0.01
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.mu >= 0:
             raise MethodError(f"mu is {self.mu}: give 0 or more")
 

@@ -48,7 +48,6 @@ class FedRod(Method):
     server_step: float = 1.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.server_step > 0:
             raise MethodError(f"server_step is {self.server_step}: give more than 0")
 

@@ -32,7 +32,6 @@ class Ifca(Method):
     spread: float = 1.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.clusters < 1:
             raise MethodError(f"clusters is {self.clusters}: give at least 1")
 

@@ -169,19 +169,13 @@ class Method:
     Attributes:
         name: what it is called in configurations and results.
         source: the paper it comes from.
-        interpolation: where between `personal_model` and what it trained a client predicts after training from round 2
-            on, 0 to 1; see `networks.interpolated`. 1 is what it trained, as in all the papers. It changes POST, and
-            nothing that is sent or kept.
+        interpolation: where between `personal_model` and what it trained a client predicts after training, 0 to 1; see
+            `fl.interpolation`. 1 is what it trained, as in all the papers.
     """
 
     name: ClassVar[str]
     source: ClassVar[str]
     interpolation: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Raises MethodError: a setting is out of range."""
-        if not 0 <= self.interpolation <= 1:
-            raise MethodError(f"interpolation is {self.interpolation}: give 0 to 1")
 
     def start(self, architecture: Architecture, initial: Tensors, seed: int) -> Tensors:  # noqa: ARG002 - for methods that draw
         """What every client receives before round 1: the task's initial model."""

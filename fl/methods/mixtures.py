@@ -30,7 +30,6 @@ class Ditto(Method):
     strength: float = 0.1
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.strength >= 0:
             raise MethodError(f"strength is {self.strength}: give 0 or more")
 
@@ -97,7 +96,6 @@ class Apfl(Method):
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise MethodError(f"alpha is {self.alpha}: give 0 to 1")
 

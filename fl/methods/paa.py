@@ -28,7 +28,6 @@ class _Clustered(Method, ABC):
     clusters: int = 5
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.clusters < 1:
             raise MethodError(f"clusters is {self.clusters}: give at least 1")
 

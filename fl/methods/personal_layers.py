@@ -65,7 +65,6 @@ class FedRep(_Personal):
     head_epochs: int = 3
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if self.head_epochs < 1:
             raise MethodError(f"head_epochs is {self.head_epochs}: give at least 1")
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from bflnode.fl.carry import INTERPOLATION, carried
+from bflnode.fl.carry import carried
+from bflnode.fl.interpolation import INTERPOLATION
 from bflnode.fl.networks import get_tensors
 from bflnode.fl.prior import WithPrior, with_prior
 from bflnode.fl.prototypes import CorrelationMatrix
@@ -70,8 +71,8 @@ class PriorRows(Method):
             it predicts without its prior.
         clusters: that the chain looks for, to pay clients, and to mix their models where `shared` is below 1.
         similarity: by which it does: "prototypes" (PAA's) or "updates" (`fl.updates`).
-        interpolation: as for all methods; here INTERPOLATION.
         shared: part of everybody's model in what a cluster receives; 1 is one model for all.
+        interpolation: as for all methods.
     """
 
     name = "prior-rows"
@@ -88,7 +89,6 @@ class PriorRows(Method):
     interpolation: float = INTERPOLATION
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.server_step > 0:
             raise MethodError(f"server_step is {self.server_step}: give more than 0")
         if not self.carry >= 0:

@@ -80,4 +80,7 @@ def make_method(name: str, settings: Mapping[str, Any]) -> Method:
             raise MethodError(
                 f"setting {key} of method {name} is {value!r}: give {KINDS.get(allowed[key], allowed[key])}"
             )
-    return method(**settings)
+    made = method(**settings)
+    if not 0 <= made.interpolation <= 1:
+        raise MethodError(f"interpolation is {made.interpolation}: give 0 to 1")
+    return made

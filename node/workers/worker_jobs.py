@@ -123,11 +123,7 @@ def _train(job: TrainJob, report: Report, threads: int) -> TrainResult:
 
     chosen, shard = architecture(job.architecture_id), load_shard(Path(job.shard_path))
     with _start(job.base_path, job.carried, chosen) as start:
-        trained = train(
-            *(chosen, bytes(start), shard, config, report_epoch),
-            has_prior=job.has_prior,
-            interpolation=job.interpolation,
-        )
+        trained = train(chosen, bytes(start), shard, config, report_epoch, has_prior=job.has_prior, share=job.share)
     _write(Path(job.output_path), trained.model)
     return TrainResult(
         received_accuracy=trained.received_accuracy,

@@ -46,7 +46,7 @@ class TrainJob:
         has_prior: whether the shard's label prior is added in training and in measuring; see `bflnode.fl.prior`.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         carried: is added to the base before it is measured and trained; none in a client's first round.
-        interpolation: where between that and the trained model the client predicts after training.
+        share: of the way from that to the trained model, at which the client predicts after training.
     """
 
     architecture_id: str
@@ -60,14 +60,14 @@ class TrainJob:
     device: str = "cpu"
     has_prior: bool = False
     carried: CarriedStep | None = None
-    interpolation: float = 1.0
+    share: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """Accuracies in [0, 1] on the shard's local test data: before (RECEIVED) and after (POST) training.
 
-    Before training is what training starts from: with the prior and what is carried. After it is the interpolation.
+    Before training is what training starts from: with the prior and what is carried. After it is as the job's share says.
     """
 
     received_accuracy: float

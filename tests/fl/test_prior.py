@@ -41,7 +41,7 @@ def test_training_with_the_prior_sends_what_the_experiments_method_sends() -> No
             Local(client=0, round=1, architecture=TINY, shard=shard, config=config, received=parse(INITIAL, TINY.table))
         )
 
-    with_it = train(TINY, INITIAL, shard, config, has_prior=True, interpolation=0.5)
+    with_it = train(TINY, INITIAL, shard, config, has_prior=True, share=0.5)
 
     assert with_it.model == serialize(dict(update.sent)) != train(TINY, INITIAL, shard, config).model
     assert with_it.received_accuracy == evaluate(TINY, INITIAL, shard.test, shard.train).accuracy

@@ -65,7 +65,7 @@ def test_training_on_the_digits_learns_them(digits: Shard) -> None:
 def test_an_interpolation_is_measured_after_training_and_is_not_what_comes_back(digits: Shard) -> None:
     base, config = DIGITS.initial_weights(0), TrainingConfig(epochs=3)
 
-    halfway = train(DIGITS, base, digits, config, interpolation=0.5)
+    halfway = train(DIGITS, base, digits, config, share=0.5)
 
     trained = train(DIGITS, base, digits, config)
     middle = mean([parse(model, DIGITS.table) for model in (base, trained.model)], [1, 1])

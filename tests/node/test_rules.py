@@ -11,7 +11,7 @@ from bflnode.consensus.tables import all_tasks
 from bflnode.consensus.task import Combination, Rule, TaskSpecification, class_bitmap
 from bflnode.consensus.transaction import Attest, Fault, Slot
 from bflnode.consensus.types import BlobId
-from bflnode.fl.carry import INTERPOLATION
+from bflnode.fl.interpolation import INTERPOLATION, share_of_training
 from bflnode.fl.samples import load_shard
 from bflnode.node.duty_work import DutyWork, training_job
 from bflnode.node.node import Node
@@ -124,8 +124,8 @@ async def _assert_carried(node: Node, scratch: Path) -> None:
         specification, again = all_tasks(node.chain.tree)[0].specification, scratch / "again"
         base, sent = (node.blobs.path(blob) for blob in (own.base, own.revealed.model))
         job = training_job(specification, tools, base=base, output=again, slot=settled.slot)
-        interpolation = 1.0 if settled.slot.number == 1 else INTERPOLATION
-        repeated = await tools.trainer.run(replace(job, has_prior=True, carried=step, interpolation=interpolation))
+        share = share_of_training(INTERPOLATION, settled.slot.number)
+        repeated = await tools.trainer.run(replace(job, has_prior=True, carried=step, share=share))
         assert again.read_bytes() == sent.read_bytes()
         assert repeated.post_accuracy == tools.journal.entry(settled.slot).post_accuracy
         step = CarriedStep(str(base), str(sent), 700)

@@ -67,7 +67,7 @@ class TrainJob:
 class TrainResult:
     """Accuracies in [0, 1] on the shard's local test data: before (RECEIVED) and after (POST) training.
 
-    Before training is what training starts from: with the prior and what is carried. After it is as the job's share says.
+    Before training is what training starts from: with the prior and what is carried. After it is at the job's `share`.
     """
 
     received_accuracy: float

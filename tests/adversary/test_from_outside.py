@@ -341,6 +341,19 @@ async def test_a_final_block_with_another_body_does_not_hide_the_real_one(tmp_pa
         assert node.on_gossip(topic, STRANGER, final.to_bytes()) is True
 
 
+async def test_two_heights_are_passed_on_once_each_however_often_they_come_in_turns(tmp_path: Path) -> None:
+    network = small_network(tmp_path, validators=1)
+    async with opened(network.homes[:1], **ALONE) as [node]:
+        tip, topic = final_block(node), blocks_topic(node.chain.genesis.chain_id)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.agreement.run)
+            await node.agreement.adopt(tip)
+            nursery.cancel_scope.cancel()
+        following = final_block(node)
+        passed = [node.on_gossip(topic, STRANGER, final.to_bytes()) for final in (tip, following, tip, following)]
+        assert passed == [True, True, False, False]
+
+
 def final_block(node: Node) -> FinalBlock:
     """The next block of the only validator, with a transaction and its precommit."""
     height, chain_id = node.chain.height + 1, node.chain.genesis.chain_id

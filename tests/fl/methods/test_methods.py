@@ -386,6 +386,7 @@ def test_all_data_in_one_place_goes_on_from_its_own_model() -> None:
     [
         ("best", {}, "there is no method 'best'"),
         ("fedprox", {"my": 1.0}, "has no setting 'my': it has interpolation, mu"),
+        ("fedavg", {"mu": 1.0}, "has no setting 'mu': it has interpolation"),
         ("fedavg", {"interpolation": 1.5}, "give 0 to 1"),
         ("paa", {"clusters": 2.5}, "give a whole number"),
         ("paa", {"clusters": 0}, "at least 1"),

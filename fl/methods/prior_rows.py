@@ -68,7 +68,7 @@ class PriorRows(Method):
         prior: add the label prior (ablation).
         mask: minus infinity for absent classes; False gives them the share of half a sample (ablation).
         expects: classes in what a client is to predict: "own" for those of its own data, "uniform" for all alike; then
-            it predicts without its prior.
+            it predicts without its prior, and before training without its own last step.
         clusters: that the chain looks for, to pay clients, and to mix their models where `shared` is below 1.
         similarity: by which it does: "prototypes" (PAA's) or "updates" (`fl.updates`).
         shared: part of everybody's model in what a cluster receives; 1 is one model for all.
@@ -132,8 +132,8 @@ class PriorRows(Method):
         return gathered.clustered(correlations(gathered, self.similarity), self.clusters)
 
     def personal_model(self, local: Local) -> nn.Module:
-        """What was received and what is carried, with the own prior if its classes are expected."""
-        return self._predicting(self._personal(local))
+        """What was received and what is carried, with the own prior; what was received if all classes are expected."""
+        return self._personal(local) if self.expects == "own" else self.general_model(local)
 
     def general_model(self, local: Local) -> nn.Module:
         """What was received: no prior, since nobody knows that of everybody's data."""

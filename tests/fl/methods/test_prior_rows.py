@@ -110,13 +110,17 @@ def test_nothing_is_kept_where_nothing_is_carried() -> None:
     assert not make_method("prior-rows", {"carry": 0.0}).train(local()).kept
 
 
-def test_a_client_that_expects_all_classes_alike_predicts_without_its_prior() -> None:
+def test_a_client_that_expects_all_classes_alike_predicts_without_its_prior_and_its_last_step() -> None:
     method = make_method("prior-rows", {"expects": "uniform"})
-    client = local(labels=[0, 0])
+    client = local(labels=[0, 1])
     update = method.train(client)
+    later = replace(client, round=2, kept=update.kept)
+    carrying = make_method("prior-rows", {}).personal_model(later)
 
-    assert is_close(get_tensors(method.personal_model(client)), client.received)
     assert is_close(get_tensors(update.model), update.sent)
+    assert is_close(get_tensors(method.personal_model(later)), later.received)
+    assert isinstance(carrying, WithPrior)
+    assert not is_close(get_tensors(carrying.classifier), later.received)
 
 
 def test_predictions_for_everybody_are_made_without_the_prior() -> None:

@@ -1,12 +1,19 @@
 """docs/results.md is what its committed tables say."""
 
 import importlib.util
+import tomllib
+from csv import DictReader
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+TABLES = ROOT / "docs" / "results"
+
+EXPERIMENTS = ROOT / "examples" / "experiments" / "results"
 
 HEADER = "method,alpha,seed,round,received,post,global,loss\n"
 
@@ -28,10 +35,26 @@ def test_the_page_is_what_its_tables_say(results: ModuleType) -> None:
 
 
 def test_published_experiments_are_there_to_run_again() -> None:
-    published = {path.stem for path in (ROOT / "docs" / "results").glob("*.json")}
+    published = {path.stem for path in TABLES.glob("*.json")}
 
     assert published
-    assert published <= {path.stem for path in (ROOT / "examples" / "experiments" / "results").glob("*.toml")}
+    assert published <= {path.stem for path in EXPERIMENTS.glob("*.toml")}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in TABLES.glob("*.json")))
+def test_a_published_table_has_every_round_of_every_run_of_its_experiment_once(name: str) -> None:
+    experiment = tomllib.loads((EXPERIMENTS / f"{name}.toml").read_text())
+    expected = product(
+        experiment["seeds"],
+        experiment["alphas"],
+        [method.get("label", method["name"]) for method in experiment["methods"]],
+        range(1, experiment["rounds"] + 1),
+    )
+
+    with (TABLES / f"{name}.csv").open(newline="") as file:
+        rows = [(int(row["seed"]), float(row["alpha"]), row["method"], int(row["round"])) for row in DictReader(file)]
+
+    assert sorted(rows) == sorted(expected)
 
 
 def test_differences_are_paired_by_alpha_and_seed(

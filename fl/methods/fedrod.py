@@ -10,7 +10,18 @@ from bflnode.fl.aggregation import stepped
 from bflnode.fl.networks import Classifier, get_tensors
 from bflnode.fl.training import fit
 
-from .method import Gathered, Given, Local, Method, MethodError, Update, prefixed, same_for_all, stripped
+from .method import (
+    Gathered,
+    Given,
+    Local,
+    Method,
+    MethodError,
+    Update,
+    prefixed,
+    refuse_unknown_expectation,
+    same_for_all,
+    stripped,
+)
 
 PERSONAL = "personal."
 """Before the tensors of the personal decision layer."""
@@ -41,15 +52,19 @@ class FedRod(Method):
 
     Attributes:
         server_step: eta: the aggregator returns `received + eta (mean - received)`; 1 is the paper's.
+        expects: one of `EXPECTED`; with "uniform" a client predicts by the generic part, as the paper does for such
+            data.
     """
 
     name = "fedrod"
     source = "Chen and Chao 2022, On Bridging Generic and Personalized Federated Learning, eq. 5 to 8"
     server_step: float = 1.0
+    expects: str = "own"
 
     def __post_init__(self) -> None:
         if not self.server_step > 0:
             raise MethodError(f"server_step is {self.server_step}: give more than 0")
+        refuse_unknown_expectation(self.expects)
 
     def train(self, local: Local) -> Update:
         """Train both heads, send the generic part."""
@@ -67,7 +82,8 @@ class FedRod(Method):
 
         losses = fit(model, local.shard.train, local.config, objective)
         kept = prefixed(PERSONAL, get_tensors(model.personal))
-        return Update(sent=get_tensors(model.generic), kept=kept, model=model, loss=losses[-1])
+        predicting = model if self.expects == "own" else model.generic
+        return Update(sent=get_tensors(model.generic), kept=kept, model=predicting, loss=losses[-1])
 
     def aggregate(self, gathered: Gathered) -> Given:
         """A step from what was given to the mean of what was sent."""
@@ -75,8 +91,8 @@ class FedRod(Method):
         return same_for_all(gathered, stepped(gathered.sent[0].received, mean, self.server_step))
 
     def personal_model(self, local: Local) -> nn.Module:
-        """The generic part received with the own head."""
-        return self._model(local)
+        """The generic part received, with the own head if its classes are expected."""
+        return self._model(local) if self.expects == "own" else self.general_model(local)
 
     def general_model(self, local: Local) -> nn.Module:
         """The generic part."""

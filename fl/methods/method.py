@@ -31,6 +31,9 @@ from bflnode.fl.weights import Tensor, Tensors
 
 NOTHING: Tensors = {}
 
+EXPECTED = ("own", "uniform")
+"""How frequent classes are in what a client is to predict: as in its own data, or all alike."""
+
 Cluster = Callable[[CorrelationMatrix, int], Sequence[int]]
 """Labels of clients by first appearance, from their correlations and a number of clusters: the chain's own."""
 
@@ -218,6 +221,16 @@ class FedAvg(Method):
 
     name = "fedavg"
     source = "McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data"
+
+
+def refuse_unknown_expectation(expects: str) -> None:
+    """Let only `EXPECTED` pass.
+
+    Raises:
+        MethodError: it is another one.
+    """
+    if expects not in EXPECTED:
+        raise MethodError(f"a client can't expect {expects!r}: use one of {', '.join(EXPECTED)}")
 
 
 def same_for_all(gathered: Gathered, tensors: Tensors) -> Given:

@@ -31,6 +31,7 @@ from .method import (
     by_cluster,
     merged,
     prefixed,
+    refuse_unknown_expectation,
     same_for_all,
     stripped,
 )
@@ -38,9 +39,6 @@ from .paa import similarities
 
 PROTOTYPES, UPDATES = SIMILARITIES = ("prototypes", "updates")
 """What clients are compared by."""
-
-EXPECTED = ("own", "uniform")
-"""How frequent classes are in what clients predict."""
 
 BASE, SENT = "base.", "sent."
 """Before the tensors that a client keeps: what it had received, and what it sent."""
@@ -67,8 +65,8 @@ class PriorRows(Method):
         rows: average decision rows over the holders of their class; False for all clients (ablation).
         prior: add the label prior (ablation).
         mask: minus infinity for absent classes; False gives them the share of half a sample (ablation).
-        expects: classes in what a client is to predict: "own" for those of its own data, "uniform" for all alike; then
-            it predicts without its prior, and before training without its own last step.
+        expects: one of `EXPECTED`; with "uniform" a client predicts without its prior, and before training without its
+            own last step.
         clusters: that the chain looks for, to pay clients, and to mix their models where `shared` is below 1.
         similarity: by which it does: "prototypes" (PAA's) or "updates" (`fl.updates`).
         shared: part of everybody's model in what a cluster receives; 1 is one model for all.
@@ -95,8 +93,7 @@ class PriorRows(Method):
             raise MethodError(f"carry is {self.carry}: give 0 or more")
         if self.clusters < 1:
             raise MethodError(f"clusters is {self.clusters}: give at least 1")
-        if self.expects not in EXPECTED:
-            raise MethodError(f"a client can't expect {self.expects!r}: use one of {', '.join(EXPECTED)}")
+        refuse_unknown_expectation(self.expects)
         if self.similarity not in SIMILARITIES:
             raise MethodError(f"there is no similarity {self.similarity!r}: use one of {', '.join(SIMILARITIES)}")
         if not 0 <= self.shared <= 1:

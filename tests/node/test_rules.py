@@ -89,14 +89,17 @@ async def test_one_model_for_all_is_made_by_rows_and_an_aggregator_that_breaks_t
     assert entry.received_accuracy is not None
 
 
-async def test_a_median_within_clusters_is_re_executed_and_paid(tmp_path: Path) -> None:
-    net = small_network(tmp_path, rule="paa", combination="median", step_permille=1200, clusters=1)
+@pytest.mark.parametrize("combination", ["median", "trimmed-mean", "krum", "multi-krum", "norm-clipping"])
+async def test_a_robust_combination_within_clusters_is_re_executed_and_paid(tmp_path: Path, combination: str) -> None:
+    net = small_network(tmp_path, rule="paa", combination=combination, step_permille=1200, clusters=2)
     async with running(net.homes) as nodes:
         await until_done(nodes)
         (settled,) = settled_rounds(nodes[0])
         verification = await _verified(nodes[1])
     assert settled.slot.attempt == 0
     assert settled.aggregation is not None
+    assert len(set(settled.aggregation.labels)) == len(set(settled.aggregation.outputs)) == 2
+    assert sum(client.gross > 0 for client in settled.clients) == 4
     assert [vote.fault for vote in settled.attestations] == [Fault.NONE] * len(settled.attestations)
     assert verification.is_valid
     assert [(task.settled, task.reexecuted) for task in verification.reexecution] == [(1, 1)]

@@ -264,6 +264,17 @@ def test_fedrod_predicts_generally_without_its_personal_head() -> None:
     )
 
 
+def test_fedrod_predicts_all_classes_alike_with_its_generic_head() -> None:
+    method = make_method("fedrod", {"expects": "uniform"})
+    client = local()
+    update = method.train(client)
+    later = replace(client, kept=update.kept, received=update.sent)
+
+    assert is_close(update.sent, make_method("fedrod", {}).train(client).sent)
+    assert is_close(get_tensors(update.model), update.sent)
+    assert is_close(get_tensors(method.personal_model(later)), later.received)
+
+
 @pytest.mark.parametrize(("step", "by"), [(1.0, 2.0), (1.5, 3.0)])
 def test_fedrod_goes_a_step_towards_the_mean_and_1_is_the_mean(step: float, by: float) -> None:
     everybody = gathered(sent(0, shifted(initial(), 1.0)), sent(1, shifted(initial(), 3.0)))
@@ -395,6 +406,7 @@ def test_all_data_in_one_place_goes_on_from_its_own_model() -> None:
         ("prior-rows", {"carry": -0.1}, "0 or more"),
         ("prior-rows", {"shared": 1.5}, "0 to 1"),
         ("prior-rows", {"expects": "rain"}, "own, uniform"),
+        ("fedrod", {"expects": "rain"}, "own, uniform"),
         ("prior-rows", {"similarity": "taste"}, "prototypes, updates"),
     ],
 )

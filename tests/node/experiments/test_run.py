@@ -97,9 +97,12 @@ def test_processes_give_the_same_results_as_one(folder: Folder) -> None:
 
 def test_a_ray_cluster_gives_the_same_results(folder: Folder) -> None:
     pytest.importorskip("ray", reason="the extra `ray` isn't installed")
-    text = (FILE + FEDAVG).replace("rounds = 3", "rounds = 1")
+    text = (FILE + METHODS).replace("rounds = 3", "rounds = 2")
+    here, there = folder(text, "here"), folder(text, "there")
 
-    assert run(folder(text, "here")) == run(folder(text, "there"), Workers(2, "local"))
+    assert run(here) == run(there, Workers(2, "local"))
+    for table in ("clients.csv", "rounds.csv", "payouts.csv"):
+        assert rows(here, table) == rows(there, table)
 
 
 def test_other_seeds_give_other_heads(folder: Folder) -> None:

@@ -7,6 +7,7 @@ A table in docs/results.md stands between `<!-- KIND ARGUMENTS -->` and `<!-- en
 
     accuracies METRIC NAME...            methods by alpha: mean ± standard deviation over seeds, of the last round
     differences METRIC METHOD NAME...    METHOD minus each other method on the same alpha and seed, and how often above
+    rates METRIC NAME...                 methods by learning rate, one experiment each: mean ± standard deviation
     losses NAME...                       mean training loss over rounds
     rewards NAME                         what clients earned, and how that goes with the sizes of their clusters
     groups NAME                          adjusted Rand index of clusters with the groups whose features differ, by round
@@ -34,8 +35,10 @@ PAGE = DOCS / "results.md"
 
 TABLES = DOCS / "results"
 
+EXPERIMENTS = DOCS.parent / "examples" / "experiments" / "results"
+
 BLOCK = re.compile(
-    r"(<!-- (accuracies|differences|losses|rewards|groups) ([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL
+    r"(<!-- (accuracies|differences|rates|losses|rewards|groups) ([^\n]*) -->\n)(.*?)(<!-- end -->)", re.DOTALL
 )
 
 SHIFTED_GROUPS = 4
@@ -108,6 +111,26 @@ def differences(metric: str, method: str, *names: str) -> str:
     return "\n".join(lines)
 
 
+def rates(metric: str, *names: str) -> str:
+    """Methods by the learning rates of experiments at one alpha, the best mean of each method in bold."""
+    by_rate = {learning_rate(name): read_runs([name]) for name in names}
+    lines = [f"| method | {' | '.join(by_rate)} |", "|---" * (len(by_rate) + 1) + "|"]
+    for key in dict.fromkeys(key for runs in by_rate.values() for key in runs):
+        columns = [
+            [float(rows[-1][metric]) for rows in runs[key].values()] if key in runs else [] for runs in by_rate.values()
+        ]
+        best = max(fmean(values) for values in columns if values)
+        cells = [f"**{spread(values)}**" if values and fmean(values) == best else spread(values) for values in columns]
+        lines.append(f"| {key[0]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def learning_rate(name: str) -> str:
+    """Of an experiment, as its file has it; 0.001 where it has none."""
+    experiment = tomllib.loads((EXPERIMENTS / f"{name}.toml").read_text(encoding="utf-8"))
+    return f"{experiment.get('training', {}).get('learning_rate', 0.001):g}"
+
+
 def losses(*names: str) -> str:
     """Mean loss of the last local epoch, nats, over seeds, and the largest rise from one round to the next."""
     runs = read_runs(names)
@@ -169,6 +192,7 @@ def groups(name: str) -> str:
 KINDS: Mapping[str, Callable[..., str]] = {
     "accuracies": accuracies,
     "differences": differences,
+    "rates": rates,
     "losses": losses,
     "rewards": rewards,
     "groups": groups,

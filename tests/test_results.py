@@ -75,6 +75,25 @@ def test_differences_are_paired_by_alpha_and_seed(
     ]
 
 
+def test_methods_are_compared_by_the_learning_rate_of_each_experiment(
+    results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {"slow": ["ours,0.3,1,1,0,0.1,,1", "ours,0.3,1,2,0,0.5,,1"], "quick": ["ours,0.3,1,1,0,0.75,,1"]}
+    for name, rows in made.items():
+        (tmp_path / f"{name}.csv").write_text(HEADER + "\n".join(rows) + "\n")
+    (tmp_path / "slow.toml").write_text("rounds = 2\n")
+    (tmp_path / "quick.toml").write_text("[training]\nlearning_rate = 0.02\n")
+    read_runs = results.read_runs
+    monkeypatch.setattr(results, "read_runs", lambda names: read_runs(names, tmp_path))
+    monkeypatch.setattr(results, "EXPERIMENTS", tmp_path)
+
+    assert results.rates("post", "slow", "quick").splitlines() == [
+        "| method | 0.001 | 0.02 |",
+        "|---|---|---|",
+        "| ours | 0.500 | **0.750** |",
+    ]
+
+
 def test_clusters_are_compared_with_the_groups_of_clients(
     results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,7 @@
 """The folder of an experiment, and the checkpoints of its runs.
 
     DIR/experiment.toml          the file, as it was run
-    DIR/experiment.json          runs, versions, machine, where the file was
+    DIR/experiment.json          versions, machine, where the file was, its SHA-256
     DIR/clients.csv …            tables over all runs (see `results`), written when a command ends
     DIR/runs/NAME/state.json     after which learning round the run is, and with what
     DIR/runs/NAME/clients.csv    rows of each client and round; rounds.csv, payouts.csv likewise
@@ -14,6 +14,7 @@ files hold beyond it belongs to a round that didn't end, and is cut off or remov
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -288,7 +289,12 @@ def make_folder(path: Path, file: Path, experiment: Experiment, content: bytes) 
             raise ExperimentError(f"{path} is not empty and has no experiment: choose another folder with -o")
         path.mkdir(parents=True, exist_ok=True)
         source = file.absolute().parent
-        facts = {"format": FORMAT, "name": experiment.name, "source": str(source)}
+        facts = {
+            "format": FORMAT,
+            "name": experiment.name,
+            "source": str(source),
+            "experiment_sha256": hashlib.sha256(content).hexdigest(),
+        }
         write_durably(path / "experiment.json", (json.dumps(facts, indent=2) + "\n").encode())
         write_durably(path / "experiment.toml", content)
     except OSError as error:
@@ -300,7 +306,7 @@ def open_folder(path: Path) -> ExperimentFolder:
     """An experiment's folder.
 
     Raises:
-        ExperimentError: it is none, or damaged.
+        ExperimentError: it is none, damaged, or its file isn't the one that it was begun with.
     """
     _refuse_links(path)
     file = path / "experiment.toml"
@@ -313,6 +319,12 @@ def open_folder(path: Path) -> ExperimentFolder:
     metadata = _metadata(path)
     if metadata.get("format") != FORMAT:
         raise ExperimentError(f"{path} was made by another version of bflnode: use that one, or run the file anew")
+    digest = hashlib.sha256(content).hexdigest()
+    if metadata.get("experiment_sha256", digest) != digest:  # older folders have none
+        raise ExperimentError(
+            f"{file} has changed since this experiment was begun (experiment.json has another experiment_sha256): "
+            "put it back as it was, or run the changed file in a new folder"
+        )
     return ExperimentFolder(path, parse_experiment(content, file), Path(str(metadata.get("source", "."))))
 
 

@@ -1,5 +1,6 @@
 """The folder of an experiment: whose it is, and what is said where something in it is damaged."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import pytest
 from bflnode.node.experiments.file import ExperimentError, parse_experiment
 from bflnode.node.experiments.report import write_report
 from bflnode.node.experiments.results import combine_tables
-from bflnode.node.experiments.store import TABLES, ExperimentFolder, RunFolder, RunState, describe, make_folder
+from bflnode.node.experiments.store import (
+    TABLES,
+    ExperimentFolder,
+    RunFolder,
+    RunState,
+    describe,
+    make_folder,
+    open_folder,
+)
 from bflnode.storage.home_lock import HomeLock
 
 FILE = 'name = "made"\nrounds = 2\n[[methods]]\nname = "paa"\n'
@@ -60,6 +69,31 @@ def test_a_folder_that_is_being_run_keeps_its_file(tmp_path: Path) -> None:
 
     with HomeLock(folder.path), pytest.raises(ExperimentError, match="has an experiment with another file"):
         made(tmp_path, OTHER)
+
+
+def test_a_file_that_was_changed_after_a_round_is_refused_until_it_is_put_back(tmp_path: Path) -> None:
+    folder, _ = played(tmp_path)
+    file, changed = folder.path / "experiment.toml", FILE.replace("rounds = 2", "rounds = 3")
+    file.write_text(changed)
+
+    for opened in (lambda: open_folder(folder.path), lambda: made(tmp_path, changed)):
+        with pytest.raises(
+            ExperimentError, match=r"experiment\.toml has changed since .*: put it back as it was, or run"
+        ):
+            opened()
+
+    file.write_text(FILE)
+    assert describe(open_folder(folder.path))["runs"][0]["round"] == 1
+
+
+def test_a_folder_of_a_version_that_kept_no_digest_is_opened_as_before(tmp_path: Path) -> None:
+    folder, _ = played(tmp_path)
+    facts = folder.metadata()
+    del facts["experiment_sha256"]
+    (folder.path / "experiment.json").write_text(json.dumps(facts))
+    (folder.path / "experiment.toml").write_text(FILE.replace("rounds = 2", "rounds = 3"))
+
+    assert open_folder(folder.path).experiment.rounds == 3
 
 
 def test_other_things_are_left_alone(tmp_path: Path) -> None:

@@ -56,9 +56,22 @@ def _checked_name(name: str) -> str:
 
 Name = Annotated[str, AfterValidator(_checked_name)]
 
+Listed = Field(min_length=1, strict=False)
+"""Of a tuple: TOML has lists alone. What is in it is read as strictly as all else."""
+
+EXPECTED = {
+    "tuple_type": "give a list",
+    "model_type": "give a table",
+    "int_type": "give a whole number",
+    "float_type": "give a number",
+    "bool_type": "give true or false",
+    "string_type": "give text in quotes",
+}
+"""What to give where pydantic refuses a type, as people call it."""
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class Data(_Section):
@@ -90,7 +103,7 @@ class Training(_Section):
 class MethodEntry(BaseModel):
     """A method of federated learning; whatever else is in its table is a setting of the method."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False, strict=True)
 
     name: Annotated[str, Field(min_length=1, max_length=60)]
     label: Name | None = None
@@ -155,8 +168,8 @@ class Experiment(_Section):
     clients: Annotated[int, Field(ge=1, le=MAX_EXPERIMENT_CLIENTS)] = 20
     sample: Annotated[int, Field(ge=0)] = 0
     """Clients in a learning round, drawn anew for each; 0 for all."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Field(min_length=1)] = (1,)
-    alphas: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)] = (0.5,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Listed] = (1,)
+    alphas: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Listed] = (0.5,)
     """Dirichlet concentrations of the labels; 0 spreads them evenly."""
     architecture: str = ""
     """Id of a model; by the data when empty."""
@@ -164,7 +177,7 @@ class Experiment(_Section):
     """Rounds between measurements on the global test set; the last round is measured anyway."""
     data: Data = Data()
     training: Training = Training()
-    methods: Annotated[tuple[MethodEntry, ...], Field(min_length=1)]
+    methods: Annotated[tuple[MethodEntry, ...], Listed]
     robust: Robust = Robust()
     attack: HostileClients | None = None
     shift: ShiftedData = ShiftedData()
@@ -295,8 +308,13 @@ def _fault(error: "ErrorDetails") -> str:
         return "it is missing, and has no default: add it"
     if kind == "value_error":
         return error["msg"].removeprefix("Value error, ")
-    expected = {"tuple_type": "give a list", "model_type": "give a table"}.get(kind, error["msg"])
-    return f"{expected}, it is {_shown(repr(value))}" if isinstance(value, str | int | float) else expected
+    expected = EXPECTED.get(kind, error["msg"])
+    return f"{expected}, it is {_shown(_in_toml(value))}" if isinstance(value, str | int | float) else expected
+
+
+def _in_toml(value: str | float) -> str:
+    """A value as its file has it."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _shown(text: str) -> str:

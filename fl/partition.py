@@ -21,6 +21,9 @@ MIN_TEST_SAMPLES = 2
 MAX_DRAWS = 20_000
 """Redraws before giving up, some seconds: 20 clients of the digits at alpha 0.1 need tens to hundreds."""
 
+MAX_ALPHA = 1e300
+"""Shares are all alike long before; beyond it the sum of what is drawn for many clients is no float any more."""
+
 MAX_DRAWN_PARTS = 400_000
 """Clients' parts drawn before giving up, half a minute: a draw takes the longer the more clients there are."""
 
@@ -76,17 +79,16 @@ def dirichlet(shard: Shard, alpha: float, spread: Spread) -> tuple[Assignment, .
 
     Args:
         shard: the data to spread.
-        alpha: more than 0; smaller is more skewed. The papers' "bias" 0.1, 0.3 and 0.5.
+        alpha: more than 0, at most `MAX_ALPHA`; smaller is more skewed. The papers' "bias" 0.1, 0.3 and 0.5.
         spread: number of clients, seed, fewest samples.
 
     Returns:
         One assignment a client; together they hold every sample once.
 
     Raises:
-        DatasetError: there are too many clients for the data.
+        DatasetError: there are too many clients for the data, or no such alpha.
     """
-    if not alpha > 0.0:
-        raise DatasetError(f"an alpha of {alpha} is no Dirichlet distribution: give more than 0, for example 0.3")
+    check_alpha(alpha)
     _refuse_too_many_clients(shard, spread)
     generator = np.random.default_rng(spread.seed)
     draws = max(1, min(MAX_DRAWS, MAX_DRAWN_PARTS // spread.clients))
@@ -100,6 +102,19 @@ def dirichlet(shard: Shard, alpha: float, spread: Spread) -> tuple[Assignment, .
         f"{draws} draws with alpha {alpha} left some of {spread.clients} clients with fewer than {spread.min_train} "
         f"training or {spread.min_test} test samples: use fewer clients, more data, a larger alpha or lower minimums"
     )
+
+
+def check_alpha(alpha: float) -> None:
+    """Refuse a concentration that no Dirichlet distribution has, or none that can be drawn from.
+
+    Raises:
+        DatasetError: it is 0 or less, no number, or above `MAX_ALPHA`.
+    """
+    if not 0.0 < alpha <= MAX_ALPHA:
+        raise DatasetError(
+            f"an alpha of {alpha} is no Dirichlet distribution that can be drawn from: give more than 0 and at most "
+            f"{MAX_ALPHA:g}, for example 0.3"
+        )
 
 
 def iid(shard: Shard, spread: Spread) -> tuple[Assignment, ...]:
@@ -166,14 +181,16 @@ def subset(data: LabelledData, samples: int, seed: int) -> LabelledData:
 def _refuse_too_many_clients(shard: Shard, spread: Spread) -> None:
     if spread.clients < 1:
         raise DatasetError(f"{spread.clients} clients: give at least 1")
-    for what, samples, least in (
-        ("training", len(shard.train), spread.min_train),
-        ("test", len(shard.test), spread.min_test),
+    for what, samples, least, setting in (
+        ("training", len(shard.train), spread.min_train, "min_train"),
+        ("test", len(shard.test), spread.min_test, "min_test"),
     ):
         if samples < spread.clients * least:
+            fitting = samples // least
+            remedy = f"at most {fitting} clients, or more data" if fitting else f"more samples, or a lower {setting}"
             raise DatasetError(
                 f"{samples} {what} samples are too few for {spread.clients} clients with at least {least} each: "
-                f"use at most {samples // least} clients, or more data"
+                f"use {remedy}"
             )
 
 

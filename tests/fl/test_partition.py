@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bflnode.fl.datasets import load_digits
-from bflnode.fl.partition import Assignment, Spread, dirichlet, hold_out, iid, shards_of, subset
+from bflnode.fl.partition import MAX_ALPHA, Assignment, Spread, dirichlet, hold_out, iid, shards_of, subset
 from bflnode.fl.samples import DatasetError, LabelledData, Shard, numbered_classes
 
 
@@ -120,16 +120,41 @@ def test_too_little_test_data_is_refused() -> None:
         iid(some_shard(test=9), Spread(clients=5, seed=0))
 
 
+@pytest.mark.parametrize(
+    ("minimum", "message"),
+    [
+        (
+            {"min_train": 401},
+            "400 training samples are too few for 2 clients with at least 401 each: use more samples, ",
+        ),
+        ({"min_test": 401}, "samples are too few for 2 clients with at least 401 each: use more samples, or a lower "),
+    ],
+)
+def test_samples_that_are_too_few_for_one_client_are_refused_without_naming_a_number_of_clients(
+    minimum: dict[str, int], message: str
+) -> None:
+    with pytest.raises(DatasetError) as raised:
+        iid(some_shard(), Spread(clients=2, seed=0, **minimum))
+    assert message in str(raised.value)
+    assert str(raised.value).endswith(f"or a lower {next(iter(minimum))}")
+
+
 def test_spread_that_no_draw_finds_is_refused_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bflnode.fl.partition.MAX_DRAWS", 50)
     with pytest.raises(DatasetError, match=r"50 draws with alpha 0.001 left some of 40 clients .* use fewer clients"):
         dirichlet(some_shard(), 0.001, Spread(clients=40, seed=0))
 
 
-@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("alpha", [0.0, -1.0, float("nan"), 1e308])
 def test_alpha_that_is_no_distribution_is_refused(alpha: float) -> None:
     with pytest.raises(DatasetError, match="is no Dirichlet distribution"):
         dirichlet(some_shard(), alpha, Spread(clients=2, seed=0))
+
+
+def test_the_largest_alpha_gives_everybody_nearly_the_same() -> None:
+    parts = dirichlet(some_shard(), MAX_ALPHA, Spread(clients=4, seed=0))
+
+    assert all(95 <= len(part.train) <= 105 for part in parts)
 
 
 @settings(max_examples=30)

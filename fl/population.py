@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .architectures import Architecture, architecture
-from .attacks import Attack
+from .attacks import Attack, AttackError
 from .datasets import KINDS, TEST_SHARE, LoadOptions, load
 from .partition import (
     MIN_TEST_SAMPLES,
@@ -24,6 +24,7 @@ from .partition import (
     HeldOut,
     Indices,
     Spread,
+    check_alpha,
     dirichlet,
     hold_out,
     iid,
@@ -103,7 +104,8 @@ class PopulationOptions:
         min_train: fewest training samples of a client.
         min_test: fewest test samples of a client.
         shift: of features and test labels.
-        attack: what hostile clients do; label flips are part of their data.
+        attack: what hostile clients do; label flips are part of their data. Somebody must be honest: what is measured
+            is measured of honest clients.
     """
 
     clients: int
@@ -115,6 +117,15 @@ class PopulationOptions:
     min_test: int = MIN_TEST_SAMPLES
     shift: Shift = Shift()
     attack: Attack | None = None
+
+    def __post_init__(self) -> None:
+        if self.alpha:
+            check_alpha(self.alpha)
+        if self.attack is not None and len(self.attack.hostile(self.clients)) == self.clients:
+            raise AttackError(
+                f"attack.share is {self.attack.share}, which makes all of {self.clients} clients hostile: "
+                "lower it, at least one has to be honest to be measured"
+            )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bflnode.fl import population as module
-from bflnode.fl.attacks import Attack
+from bflnode.fl.attacks import Attack, AttackError
 from bflnode.fl.datasets import LoadOptions
 from bflnode.fl.population import (
     Population,
@@ -108,6 +108,15 @@ def test_samples_of_clients_are_drawn_by_seed_and_round() -> None:
 def test_more_samples_than_there_are_is_an_error() -> None:
     with pytest.raises(DatasetError, match="201 of 200 samples can't be taken: give 1 to 200"):
         make_population(whole(), replace(OPTIONS, samples=201))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.9])
+def test_a_share_that_leaves_nobody_honest_is_refused(share: float) -> None:
+    """Means are over honest clients: without one they were silently over hostile ones."""
+    with pytest.raises(AttackError, match=rf"attack.share is {share}, which makes all of 4 clients hostile: lower it"):
+        replace(OPTIONS, attack=Attack(name="lazy", share=share))
+
+    assert populated(attack=Attack(name="lazy", share=0.85)).hostile == {1, 2, 3}
 
 
 def test_images_that_arent_square_cant_be_turned() -> None:

@@ -6,10 +6,13 @@ A package offers one by an entry point of the group `bflnode.methods` that names
     mine = "my_package:MyMethod"
 """
 
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any, get_type_hints
+
+from bflnode.fl.samples import printable
 
 from .controls import Centralised, LocalOnly
 from .fedproto import FedHkd, FedProto
@@ -67,8 +70,8 @@ def make_method(name: str, settings: Mapping[str, Any]) -> Method:
     """A method with settings, from a configuration.
 
     Raises:
-        MethodError: no such method or setting, a value of another type or out of range, or an entry point that can't
-            be used.
+        MethodError: no such method or setting, a value of another type, out of range or not finite, or an entry point
+            that can't be used.
     """
     method = _chosen(name)
     types = get_type_hints(method)
@@ -80,6 +83,8 @@ def make_method(name: str, settings: Mapping[str, Any]) -> Method:
             raise MethodError(
                 f"setting {key} of method {name} is {value!r}: give {KINDS.get(allowed[key], allowed[key])}"
             )
+        if allowed[key] is float and not abs(value) <= sys.float_info.max:
+            raise MethodError(f"setting {key} of method {name} is {printable(str(value))}: give a finite number")
     made = method(**settings)
     if not 0 <= made.interpolation <= 1:
         raise MethodError(f"interpolation is {made.interpolation}: give 0 to 1")

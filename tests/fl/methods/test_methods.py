@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
+from math import inf, nan
 
 import numpy as np
 import pytest
@@ -402,6 +403,11 @@ def test_all_data_in_one_place_goes_on_from_its_own_model() -> None:
         ("paa", {"clusters": 2.5}, "give a whole number"),
         ("paa", {"clusters": 0}, "at least 1"),
         ("apfl", {"alpha": 2.0}, "give 0 to 1"),
+        ("fedrod", {"server_step": inf}, "setting server_step of method fedrod is inf: give a finite number"),
+        ("prior-rows", {"carry": inf}, "setting carry of method prior-rows is inf: give a finite number"),
+        ("fedprox", {"mu": nan}, "setting mu of method fedprox is nan: give a finite number"),
+        ("fedprox", {"mu": 10**400}, "setting mu of method fedprox is 10000.*: give a finite number"),
+        ("fedavg", {"interpolation": -inf}, "setting interpolation of method fedavg is -inf: give a finite number"),
         ("prior-rows", {"server_step": 0.0}, "more than 0"),
         ("prior-rows", {"carry": -0.1}, "0 or more"),
         ("prior-rows", {"shared": 1.5}, "0 to 1"),

@@ -180,6 +180,13 @@ class Method:
     source: ClassVar[str]
     interpolation: float = 1.0
 
+    def check_training(self, config: TrainingConfig) -> None:
+        """Asked once, before anything is run: refuse training that contradicts a setting; by default none does.
+
+        Raises:
+            MethodError: it does, and what to change.
+        """
+
     def start(self, architecture: Architecture, initial: Tensors, seed: int) -> Tensors:  # noqa: ARG002 - for methods that draw
         """What every client receives before round 1: the task's initial model."""
         return initial

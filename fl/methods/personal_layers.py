@@ -7,7 +7,7 @@ from torch import nn
 
 from bflnode.fl.architectures import DECISION
 from bflnode.fl.networks import Classifier, get_tensors
-from bflnode.fl.training import fit
+from bflnode.fl.training import TrainingConfig, fit
 from bflnode.fl.weights import Tensors
 
 from .method import Gathered, Given, Local, Method, MethodError, Update, merged, same_for_all
@@ -68,11 +68,14 @@ class FedRep(_Personal):
         if self.head_epochs < 1:
             raise MethodError(f"head_epochs is {self.head_epochs}: give at least 1")
 
-    def _fit(self, classifier: Classifier, local: Local) -> float:
-        if self.head_epochs >= local.config.epochs:
+    def check_training(self, config: TrainingConfig) -> None:
+        """Refuse training that has no epoch for the representation."""
+        if self.head_epochs >= config.epochs:
             raise MethodError(
-                f"head_epochs is {self.head_epochs} of {local.config.epochs} epochs: leave at least one for the rest"
+                f"head_epochs is {self.head_epochs} of {config.epochs} epochs: leave at least one for the rest"
             )
+
+    def _fit(self, classifier: Classifier, local: Local) -> float:
         head = replace(local.config, epochs=self.head_epochs)
         body = replace(local.config, epochs=local.config.epochs - self.head_epochs, seed=local.config.seed + 1)
         fit(classifier, local.shard.train, head, parameters=classifier.decision.parameters())

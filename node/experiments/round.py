@@ -24,7 +24,7 @@ from bflnode.fl.weights import Tensors, parse
 from bflnode.node.aggregation import choice_name, choice_value
 
 from .chain import ChainOptions, Offer, Outcome, Registration, VirtualChain
-from .file import CENTRALISED, Experiment, ExperimentError, RunPlan, permille
+from .file import CENTRALISED, Experiment, ExperimentError, RunPlan, Training, permille
 from .pool import Pool
 from .results import ClientMeasures, client_rows, mean_of, payout_rows, round_row
 from .store import ExperimentFolder, RunFolder, RunState
@@ -32,6 +32,7 @@ from .store import ExperimentFolder, RunFolder, RunState
 if TYPE_CHECKING:
     from bflnode.fl.client_round import ClientJob, ClientResult
     from bflnode.fl.methods.method import Gathered, Method, Sent
+    from bflnode.fl.training import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +123,8 @@ class Run:
 
     def _jobs(self, number: int, owners: Sequence[tuple[int, ...]]) -> "Iterator[ClientJob]":
         from bflnode.fl.client_round import NO_TENSORS, ClientJob
-        from bflnode.fl.training import TrainingConfig
 
-        training = self._experiment.training
+        config = training_config(self._experiment.training)
         is_last = number == self._experiment.rounds
         for own in owners:
             kept = self._state.kept.get(own[0])
@@ -134,14 +134,7 @@ class Run:
                 round=number,
                 owners=own,
                 measured=own,
-                config=TrainingConfig(
-                    learning_rate=training.learning_rate,
-                    batch_size=training.batch_size,
-                    epochs=training.epochs,
-                    optimiser=training.optimiser,
-                    seed=drawn_seed("training", self._plan.seed, number, own[0]),
-                    device=training.device,
-                ),
+                config=replace(config, seed=drawn_seed("training", self._plan.seed, number, own[0])),
                 received=self._folder.model(self._received_id(own[0])),
                 kept=NO_TENSORS if kept is None else self._folder.kept(own[0], kept),
                 measures_global=is_last or number % self._experiment.evaluate_every == 0,
@@ -370,6 +363,19 @@ class _Given:
     received: dict[int, str]
     newcomers: str
     labels: dict[int, int]
+
+
+def training_config(training: Training) -> "TrainingConfig":
+    """How clients train, but for the seed, which is another one for each client and round."""
+    from bflnode.fl.training import TrainingConfig
+
+    return TrainingConfig(
+        learning_rate=training.learning_rate,
+        batch_size=training.batch_size,
+        epochs=training.epochs,
+        optimiser=training.optimiser,
+        device=training.device,
+    )
 
 
 def architecture_of(experiment: Experiment, population: Population) -> Architecture:

@@ -22,10 +22,10 @@ from bflnode.fl.weights import InvalidWeights
 from bflnode.storage.errors import InUseError, StorageError
 from bflnode.storage.home_lock import HomeLock, running_pid
 
-from .file import Experiment, ExperimentError, MethodEntry, RunPlan
+from .file import Experiment, ExperimentError, MethodEntry, RunPlan, plans
 from .pool import make_pool
 from .results import combine_tables
-from .round import RoundRecord, Run
+from .round import RoundRecord, Run, training_config
 from .store import ExperimentFolder
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def _run_all(folder: ExperimentFolder, workers: Workers, on_progress: Callable[[
     todo = [plan for plan in folder.plans if _round_of(folder, plan) < experiment.rounds]
     if not todo:
         return
-    methods = {entry.title: make_configured_method(entry) for entry in experiment.methods}
+    methods = checked_methods(experiment)
     with _refusals(experiment.name):
         whole = read_data(folder)
     folder.save_metadata(machine=platform.machine(), python=platform.python_version(), packages=_versions())
@@ -100,6 +100,22 @@ def _run_all(folder: ExperimentFolder, workers: Workers, on_progress: Callable[[
                     run = Run(folder, plan, method, population, pool)
                     for record in run.rounds():
                         on_progress(clock.tick(plan, experiment.rounds, record))
+
+
+def checked_methods(experiment: Experiment) -> "dict[str, Method]":
+    """All methods by title, before anything is run: what one of them refuses must not cost the runs of others.
+
+    Raises:
+        ExperimentError: a method, the training or the clients can't be as the experiment asks.
+    """
+    for plan in plans(experiment):
+        with _refusals(experiment.name):
+            population_options(experiment, plan.alpha, plan.seed)
+    methods = {entry.title: make_configured_method(entry) for entry in experiment.methods}
+    for title, method in methods.items():
+        with _refusals(title, method):
+            method.check_training(training_config(experiment.training))
+    return methods
 
 
 def make_configured_method(entry: MethodEntry) -> "Method":
@@ -129,7 +145,12 @@ def read_data(folder: ExperimentFolder) -> Shard:
 
 
 def population_options(experiment: Experiment, alpha: float, seed: int) -> PopulationOptions:
-    """How the clients of some runs are made."""
+    """How the clients of some runs are made.
+
+    Raises:
+        AttackError: nobody would be honest.
+        DatasetError: no data can be spread so.
+    """
     attack = experiment.attack
     shift = experiment.shift
     return PopulationOptions(

@@ -63,9 +63,11 @@ _directory = click.argument("directory", metavar="DIR", type=click.Path(path_typ
 def run(file: Path, directory: Path | None, jobs: int, ray_address: str | None, as_json: bool) -> None:
     """Run the experiment that FILE describes. Results don't depend on --jobs and --ray."""
     from bflnode.node.experiments.file import read_experiment
+    from bflnode.node.experiments.run import checked_methods
     from bflnode.node.experiments.store import make_folder
 
     described, content = read_experiment(file)
+    checked_methods(described)  # before there is a folder
     folder = make_folder(directory or Path(described.name), file, described, content)
     _play(folder, jobs, ray_address, as_json)
 

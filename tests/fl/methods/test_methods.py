@@ -236,7 +236,7 @@ def test_fedrep_trains_the_decision_layer_first_and_the_representation_alone_aft
     assert is_close(update.kept, head)
     assert is_close({**update.sent, **update.kept}, get_tensors(by_hand))
     with pytest.raises(MethodError, match="leave at least one"):
-        make_method("fedrep", {"head_epochs": 3}).train(client)
+        make_method("fedrep", {"head_epochs": 3}).check_training(client.config)
 
 
 def test_fedbn_keeps_normalisations_and_without_any_is_fedavg() -> None:

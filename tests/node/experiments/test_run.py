@@ -457,6 +457,14 @@ def test_the_global_accuracy_is_measured_every_so_many_rounds_and_at_the_end(fol
     assert [row["global"] != "" for row in rows(made, "rounds.csv")] == [False, True, True]
 
 
+def test_what_a_method_refuses_costs_no_run_before_it(folder: Folder) -> None:
+    made = folder(f'{FILE}{FEDAVG}[[methods]]\nname = "fedrep"\nhead_epochs = 1\n')
+
+    with pytest.raises(ExperimentError, match="fedrep: head_epochs is 1 of 1 epochs: leave at least one for the rest"):
+        run(made)
+    assert [entry["round"] for entry in describe(made)["runs"]] == [0, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

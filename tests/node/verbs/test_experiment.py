@@ -9,9 +9,42 @@ from click.testing import CliRunner
 
 from bflnode.node.cli import bflnode
 from bflnode.node.experiments import run as experiment_run
+from bflnode.node.experiments.file import ExperimentError
 from bflnode.node.verbs.options import INTERRUPTED, CommandError
 
 FILE = 'name = "small"\n[[methods]]\nname = "fedavg"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (f'{FILE}[[methods]]\nname = "fedrep"\nhead_epochs = 5\n', "fedrep: head_epochs is 5 of 5 epochs"),
+        (
+            f'{FILE}[[methods]]\nname = "paa"\nclusters = 40\n',
+            "paa runs on the chain, which takes clusters from 1 to 32",
+        ),
+        (f'{FILE}[[methods]]\nname = "fedrod"\nserver_step = inf\n', "setting server_step of method fedrod is inf"),
+        (f'{FILE}[[methods]]\nname = "fedsgd"\n', "there is no method 'fedsgd'"),
+        (
+            f'{FILE}[attack]\nname = "copy"\nshare = 1\n',
+            "small: attack.share is 1.0, which makes all of 20 clients hostile",
+        ),
+        (f"alphas = [0.5, 1e308]\n{FILE}", "small: an alpha of 1e+308 is no Dirichlet distribution that can be drawn"),
+    ],
+)
+def test_what_no_run_could_do_is_refused_before_there_is_a_folder(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "file.toml").write_text(text)
+
+    with pytest.raises(ExperimentError) as caught:
+        CliRunner().invoke(
+            bflnode,
+            ["experiment", "run", str(tmp_path / "file.toml"), "-o", str(tmp_path / "results")],
+            standalone_mode=False,
+            catch_exceptions=False,
+        )
+
+    assert words in str(caught.value)
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

@@ -51,10 +51,6 @@ from bflnode.consensus.tables import (
     settled_key,
 )
 from bflnode.consensus.task import (
-    MAX_CARRY_PERMILLE,
-    MAX_CLIP_PERMILLE,
-    MAX_CLUSTERS,
-    MAX_STEP_PERMILLE,
     PERMILLE,
     Combination,
     LearningRound,
@@ -198,17 +194,6 @@ class VirtualChain:
         Raises:
             ExperimentError: the ledger doesn't take a task like this.
         """
-        for what, value, fewest, most in (
-            ("clusters", options.clusters, 1, MAX_CLUSTERS),
-            ("thousandths of server_step", options.step_permille, 1, MAX_STEP_PERMILLE),
-            ("thousandths of carry", options.carry_permille, 0, MAX_CARRY_PERMILLE),
-            ("thousandths of clip", options.clip_permille, 1, MAX_CLIP_PERMILLE),
-        ):
-            if not fewest <= value <= most:
-                raise ExperimentError(
-                    f"{value} {what}, and the chain has at most {most} and at least {fewest}: "
-                    'change it, or set [chain] use = "never"'
-                )
         seed = options.seed.to_bytes(8, "big")
         keys = (SecretKey(tagged_hash("experiment-key", seed, n.to_bytes(8, "big"))) for n in range(options.clients))
         self._keys = tuple(sorted(keys, key=lambda key: key.account))

@@ -8,6 +8,7 @@ What a setting of a method may be is known to the method, and checked when a run
 
 import re
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,9 +16,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bflnode.consensus.genesis import MAX_GENESIS_ACCOUNTS
-from bflnode.consensus.task import PERMILLE
-from bflnode.consensus.types import MAX_CLIENTS
+from bflnode.consensus.genesis import MAX_GENESIS_ACCOUNTS, MAX_SUPPLY
+from bflnode.consensus.task import (
+    MAX_CARRY_PERMILLE,
+    MAX_CLIP_PERMILLE,
+    MAX_CLUSTERS,
+    MAX_HOSTILE_PERMILLE,
+    MAX_STEP_PERMILLE,
+    PERMILLE,
+)
+from bflnode.consensus.types import MAX_CLIENTS, TOKEN
 from bflnode.node.home import HomeError
 
 if TYPE_CHECKING:
@@ -37,6 +45,19 @@ MAX_SHOWN = 80
 
 CHAIN_METHODS = frozenset({"paa", "prior-rows"})
 """Methods whose aggregation is a rule of the chain: they run on a real ledger, in virtual time."""
+
+CHAIN_RANGES: Mapping[str, tuple[float, float]] = {
+    "clusters": (1, MAX_CLUSTERS),
+    "server_step": (1 / PERMILLE, MAX_STEP_PERMILLE / PERMILLE),
+    "carry": (0, MAX_CARRY_PERMILLE / PERMILLE),
+    "shared": (0, 1),
+    "hostile": (0, MAX_HOSTILE_PERMILLE / PERMILLE),
+    "clip": (1 / PERMILLE, MAX_CLIP_PERMILLE / PERMILLE),
+}
+"""The least and the most of what a task of the chain says in whole numbers or in thousandths."""
+
+MAX_REWARDS = MAX_SUPPLY // TOKEN - 10_000
+"""Tokens that a run can pay on a ledger: all there may be, but for more than its validators have at stake."""
 
 CENTRALISED = "centralised"
 """The method in which one client has everybody's data."""
@@ -230,9 +251,22 @@ class Experiment(_Section):
                 f"{entry.title} runs on the chain, whose genesis has at most {MAX_GENESIS_ACCOUNTS} accounts and not "
                 f"{self.clients}: use fewer clients, {remedy}"
             )
-        of_method = [(what, entry.settings.get(what)) for what in ("server_step", "carry", "shared")]
-        for what, value in (("hostile", self.robust.hostile), ("clip", self.robust.clip), *of_method):
-            if isinstance(value, int | float) and permille(value) / PERMILLE != value:
+        if self.rounds * self.chain.reward > MAX_REWARDS:
+            raise ValueError(
+                f"{entry.title} runs on the chain, which has {MAX_REWARDS} tokens to pay, and {self.rounds} rounds of "
+                f"{self.chain.reward} are more: lower rounds or chain.reward, {remedy}"
+            )
+        settings = {**entry.settings, "hostile": self.robust.hostile, "clip": self.robust.clip}
+        for what, (least, most) in CHAIN_RANGES.items():
+            value = settings.get(what)
+            if not isinstance(value, int | float):
+                continue  # the default, or what the method refuses
+            if not least <= value <= most:
+                raise ValueError(
+                    f"{entry.title} runs on the chain, which takes {what} from {least:g} to {most:g}, and it is "
+                    f"{_shown(str(value))}: change it, {remedy}"
+                )
+            if permille(value) / PERMILLE != value:
                 raise ValueError(
                     f"{entry.title} runs on the chain, which counts {what} in thousandths, and {value} is between two: "
                     f"set it to {permille(value) / PERMILLE}, {remedy}"

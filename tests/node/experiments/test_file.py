@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from bflnode.fl.population import load_data, make_population
 from bflnode.node.experiments.file import Experiment, ExperimentError, parse_experiment, plans, read_experiment
-from bflnode.node.experiments.run import make_configured_method
+from bflnode.node.experiments.pool import SamePool
+from bflnode.node.experiments.round import Run
+from bflnode.node.experiments.run import checked_methods, population_options
+from bflnode.node.experiments.store import make_folder
 
 ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples" / "experiments"
@@ -34,14 +38,14 @@ def test_a_whole_number_is_a_number() -> None:
 def test_the_file_that_the_documentation_shows_is_read_with_its_methods() -> None:
     (shown,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
 
-    assert all(make_configured_method(entry) for entry in parsed(shown).methods)
+    assert all(checked_methods(parsed(shown)).values())
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.toml")), ids=lambda path: path.stem)
 def test_every_example_is_read_with_its_methods(path: Path) -> None:
     experiment, _ = read_experiment(path)
 
-    assert all(make_configured_method(entry) for entry in experiment.methods)
+    assert all(checked_methods(experiment).values())
 
 
 def test_methods_alphas_and_seeds_are_crossed_and_runs_with_equal_data_follow_each_other() -> None:
@@ -106,6 +110,58 @@ def test_what_the_chain_cant_hold_is_refused_with_both_ways_out(settings: str, w
     assert words in refusal(text)
     assert 'or run it without a ledger: [chain] use = "never"' in refusal(text)
     assert parsed(f'{text}[chain]\nuse = "never"\n').clients in (300, 5000)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            'name = "paa"\nclusters = 40',
+            "paa runs on the chain, which takes clusters from 1 to 32, and it is 40: change",
+        ),
+        (
+            'name = "paa"\nlabel = "many"\nclusters = 33',
+            "many runs on the chain, which takes clusters from 1 to 32, and",
+        ),
+        ('name = "prior-rows"\nserver_step = 10.001', "which takes server_step from 0.001 to 10, and it is 10.001: "),
+        ('name = "prior-rows"\nserver_step = 0.0001', "which takes server_step from 0.001 to 10, and it is 0.0001: "),
+        (
+            'name = "prior-rows"\ncarry = 1e9',
+            "which takes carry from 0 to 2, and it is 1000000000.0: change it, or run",
+        ),
+        ('name = "prior-rows"\ncarry = inf', "which takes carry from 0 to 2, and it is inf: "),
+        ('name = "prior-rows"\nserver_step = nan', "which takes server_step from 0.001 to 10, and it is nan: "),
+        (f'name = "prior-rows"\nshared = {10**400}', "which takes shared from 0 to 1, and it is '1000"),
+        ('name = "paa"\n[robust]\nhostile = 0.4999', "which takes hostile from 0 to 0.499, and it is 0.4999: "),
+        ('name = "paa"\n[robust]\nclip = 1000.5', "which takes clip from 0.001 to 1000, and it is 1000.5: "),
+        (
+            'name = "paa"\n[chain]\nreward = 1_000_000',
+            "has 9007189254 tokens to pay, and 10000 rounds of 1000000 are more: lower rounds or chain.reward, or run",
+        ),
+    ],
+)
+def test_what_is_out_of_the_chains_range_is_refused_with_the_method_the_setting_and_the_range(
+    settings: str, words: str
+) -> None:
+    """It was refused when its run began, after the runs before it had ended."""
+    assert words in refusal(f'name = "x"\nrounds = 10_000\n[[methods]]\n{settings}\n')
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        'name = "paa"\nclusters = 32\n[robust]\nhostile = 0.499\nclip = 1000',
+        'name = "prior-rows"\nserver_step = 10\ncarry = 2\nshared = 0',
+        'name = "prior-rows"\nserver_step = 0.001\ncarry = 0\nclusters = 1\n[robust]\nclip = 0.001\nhostile = 0',
+    ],
+)
+def test_the_ends_of_the_chains_ranges_make_a_genesis(settings: str, tmp_path: Path) -> None:
+    text = f'name = "x"\nrounds = 1\nclients = 4\n[data]\nsamples = 200\n[[methods]]\n{settings}\n'
+    folder = make_folder(tmp_path / "x", tmp_path / "file.toml", parsed(text), text.encode())
+    population = make_population(load_data("digits", None), population_options(folder.experiment, 0.5, 1))
+    (method,) = checked_methods(folder.experiment).values()
+
+    assert Run(folder, folder.plans[0], method, population, SamePool(population)).chain is not None
 
 
 def test_settings_that_the_chain_cant_say_are_refused_for_methods_of_the_chain() -> None:

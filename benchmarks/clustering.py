@@ -123,6 +123,7 @@ def learned_matrices(clusters: int, seed: int) -> Iterator[npt.NDArray[np.int64]
             round=number,
             seed=number,
             architecture=chosen,
+            clients=len(sent),
             sent=tuple(sent),
             probe=probe,
             cluster=noted,

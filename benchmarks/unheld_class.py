@@ -54,6 +54,7 @@ def main() -> None:
             round=number,
             seed=0,
             architecture=mlp,
+            clients=CLIENTS,
             sent=tuple(sent),
             probe=test,
             cluster=lambda _, __: (0,) * CLIENTS,

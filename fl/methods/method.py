@@ -117,6 +117,7 @@ class Gathered:
         round: from 1.
         seed: of whatever the aggregation draws, another one for each round.
         architecture: of all models.
+        clients: how many there are, also outside of this round; they are numbered from 0.
         sent: by the clients of this round, in order of client.
         probe: samples of one category, for prototypes; another category each round.
         cluster: the chain's clustering.
@@ -127,6 +128,7 @@ class Gathered:
     round: int
     seed: int
     architecture: Architecture
+    clients: int
     sent: tuple[Sent, ...]
     probe: LabelledData
     cluster: Cluster

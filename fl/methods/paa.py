@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -69,15 +70,30 @@ class LabelClusters(_Clustered):
 
 @dataclass(frozen=True, kw_only=True)
 class RandomClusters(_Clustered):
-    """A control: clusters of nearly equal size, drawn once and kept, so that only the number of members differs."""
+    """A control: all clients are drawn into clusters of nearly equal size once: two are always together, or never.
+
+    Attributes:
+        seed: of the draw, 0 or more.
+    """
 
     name = "random-clusters"
     source = "control of BFLN 2024"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed < 0:
+            raise MethodError(f"seed is {self.seed}: give 0 or more")
+
     def _labels(self, gathered: Gathered) -> tuple[int, ...]:
-        drawn = [int(np.random.default_rng((self.seed, sent.client)).integers(2**62)) for sent in gathered.sent]
-        ranks = np.argsort(np.argsort(drawn, kind="stable"), kind="stable")
-        raw = [int(rank) % self.clusters for rank in ranks]
+        ranks = _random_ranks(self.seed, gathered.clients)
+        raw = [ranks[sent.client] % self.clusters for sent in gathered.sent]
         first = list(dict.fromkeys(raw))
         return tuple(first.index(label) for label in raw)
+
+
+@lru_cache(maxsize=1)  # asked in each round, and a second's work for 100,000 clients
+def _random_ranks(seed: int, clients: int) -> tuple[int, ...]:
+    """The place of each client in a random order."""
+    drawn = [int(np.random.default_rng((seed, client)).integers(2**62)) for client in range(clients)]
+    return tuple(np.argsort(np.argsort(drawn, kind="stable"), kind="stable").tolist())

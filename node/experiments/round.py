@@ -220,6 +220,7 @@ class Run:
             round=number,
             seed=drawn_seed("aggregation", self._plan.seed, number),
             architecture=self._architecture,
+            clients=self._experiment.clients,
             sent=sent,
             probe=probe_set.take(probe.indices),
             cluster=cluster_exactly,

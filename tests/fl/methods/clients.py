@@ -44,11 +44,12 @@ def sent(
     return Sent(client=client, samples=sum(histogram), histogram=tuple(histogram), received=before, tensors=tensors)
 
 
-def gathered(*all_sent: Sent, labels: Sequence[int] = ()) -> Gathered:
+def gathered(*all_sent: Sent, labels: Sequence[int] = (), clients: int = 0) -> Gathered:
     return Gathered(
         round=1,
         seed=0,
         architecture=TINY,
+        clients=clients or len(all_sent),
         sent=all_sent,
         probe=data([0, 0]),
         cluster=lambda matrix, clusters: labels,

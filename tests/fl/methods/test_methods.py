@@ -169,6 +169,27 @@ def test_random_clusters_stay_and_have_nearly_equal_sizes() -> None:
     assert sorted(np.bincount(labels or ()).tolist()) == [2, 3]
 
 
+@pytest.mark.parametrize(
+    ("present", "labels"),
+    [
+        ((0, 1, 2, 3, 4, 5), (0, 0, 0, 1, 1, 1)),
+        ((0, 1, 2, 3), (0, 0, 0, 1)),
+        ((1, 2, 4, 5), (0, 0, 1, 1)),
+        ((0, 3, 4), (0, 1, 1)),
+        ((3, 4, 5), (0, 0, 0)),
+    ],
+)
+def test_two_clients_are_in_one_random_cluster_always_or_never(
+    present: tuple[int, ...], labels: tuple[int, ...]
+) -> None:
+    """0.64, 0.89, 0.08, 0.895, 0.883, 0.38 are drawn: by hand 2, 5, 0, 4, 1, 3 are dealt to {2, 0, 1}, {5, 4, 3}."""
+    method = make_method("random-clusters", {"clusters": 2})
+
+    given = method.aggregate(gathered(*(sent(client, initial()) for client in present), clients=6))
+
+    assert given.labels == labels
+
+
 def test_ifca_trains_the_model_that_fits_best_and_leaves_the_others() -> None:
     method = make_method("ifca", {"clusters": 2})
     start = dict(method.start(TINY, initial(), 1))
@@ -402,6 +423,8 @@ def test_all_data_in_one_place_goes_on_from_its_own_model() -> None:
         ("fedavg", {"interpolation": 1.5}, "give 0 to 1"),
         ("paa", {"clusters": 2.5}, "give a whole number"),
         ("paa", {"clusters": 0}, "at least 1"),
+        ("random-clusters", {"clusters": 0}, "at least 1"),
+        ("random-clusters", {"seed": -1}, "seed is -1: give 0 or more"),
         ("apfl", {"alpha": 2.0}, "give 0 to 1"),
         ("fedrod", {"server_step": inf}, "setting server_step of method fedrod is inf: give a finite number"),
         ("prior-rows", {"carry": inf}, "setting carry of method prior-rows is inf: give a finite number"),

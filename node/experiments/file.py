@@ -80,7 +80,7 @@ Name = Annotated[str, AfterValidator(_checked_name)]
 Listed = Field(min_length=1, strict=False)
 """Of a tuple: TOML has lists alone. What is in it is read as strictly as all else."""
 
-EXPECTED = {
+REMEDIES = {
     "tuple_type": "give a list",
     "model_type": "give a table",
     "int_type": "give a whole number",
@@ -342,7 +342,7 @@ def _fault(error: "ErrorDetails") -> str:
         return "it is missing, and has no default: add it"
     if kind == "value_error":
         return error["msg"].removeprefix("Value error, ")
-    expected = EXPECTED.get(kind, error["msg"])
+    expected = REMEDIES.get(kind, error["msg"])
     return f"{expected}, it is {_shown(_in_toml(value))}" if isinstance(value, str | int | float) else expected
 
 

@@ -78,14 +78,25 @@ def make_method(name: str, settings: Mapping[str, Any]) -> Method:
     allowed = {field.name: types[field.name] for field in fields(method)}
     for key, value in settings.items():
         if key not in allowed:
-            raise MethodError(f"method {name} has no setting {key!r}: it has {', '.join(allowed)}")
+            raise MethodError(f"method {name} has no setting {printable(repr(key))}: it has {', '.join(allowed)}")
         if type(value) is not allowed[key] and not (allowed[key] is float and type(value) is int):
             raise MethodError(
-                f"setting {key} of method {name} is {value!r}: give {KINDS.get(allowed[key], allowed[key])}"
+                f"setting {key} of method {name} is {printable(repr(value))}: "
+                f"give {KINDS.get(allowed[key], allowed[key])}"
             )
         if allowed[key] is float and not abs(value) <= sys.float_info.max:
             raise MethodError(f"setting {key} of method {name} is {printable(str(value))}: give a finite number")
-    made = method(**settings)
+    try:
+        made = method(**settings)
+    except MethodError:
+        raise
+    except Exception as error:  # whatever another package does
+        if method in BUILT_IN:
+            raise
+        raise MethodError(
+            f"method {name} of {method.__module__} failed ({type(error).__name__}: {error}): correct its package; "
+            "BFLNODE_DEBUG=1 shows where"
+        ) from error
     if not 0 <= made.interpolation <= 1:
         raise MethodError(f"interpolation is {made.interpolation}: give 0 to 1")
     return made

@@ -2,8 +2,8 @@
 
     methods x alphas x seeds = runs, each of `rounds` learning rounds
 
-What a setting of a method may be is known to the method, and checked when a run starts. What runs do is in
-`run`, where results go in `store`.
+What a setting of a method may be is known to the method, which `run` asks before the first run; what the chain can take
+of it is checked here. What runs do is in `run`, where results go in `store`.
 """
 
 import re
@@ -43,8 +43,12 @@ MAX_EXPERIMENT_CLIENTS = 100_000
 MAX_SHOWN = 80
 """Characters of a name that an error repeats."""
 
-CHAIN_METHODS = frozenset({"paa", "prior-rows"})
-"""Methods whose aggregation is a rule of the chain: they run on a real ledger, in virtual time."""
+CHAIN_METHODS: Mapping[str, frozenset[str]] = {
+    "paa": frozenset({"clusters"}),
+    "prior-rows": frozenset({"clusters", "server_step", "carry", "shared"}),
+}
+"""Methods whose aggregation is a rule of the chain, which run on a real ledger in virtual time; with those of their
+settings that a task of the chain has."""
 
 CHAIN_RANGES: Mapping[str, tuple[float, float]] = {
     "clusters": (1, MAX_CLUSTERS),
@@ -87,8 +91,9 @@ REMEDIES = {
     "float_type": "give a number",
     "bool_type": "give true or false",
     "string_type": "give text in quotes",
+    "too_short": "give at least one",
 }
-"""What to give where pydantic refuses a type, as people call it."""
+"""What to give where pydantic refuses a value, as people call it."""
 
 
 class _Section(BaseModel):
@@ -190,7 +195,7 @@ class Experiment(_Section):
     sample: Annotated[int, Field(ge=0)] = 0
     """Clients in a learning round, drawn anew for each; 0 for all."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**31)], ...], Listed] = (1,)
-    alphas: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Listed] = (0.5,)
+    alphas: Annotated[tuple[Annotated[float, Field(ge=0), AfterValidator(abs)], ...], Listed] = (0.5,)
     """Dirichlet concentrations of the labels; 0 spreads them evenly."""
     architecture: str = ""
     """Id of a model; by the data when empty."""
@@ -256,10 +261,10 @@ class Experiment(_Section):
                 f"{entry.title} runs on the chain, which has {MAX_REWARDS} tokens to pay, and {self.rounds} rounds of "
                 f"{self.chain.reward} are more: lower rounds or chain.reward, {remedy}"
             )
-        settings = {**entry.settings, "hostile": self.robust.hostile, "clip": self.robust.clip}
-        for what, (least, most) in CHAIN_RANGES.items():
-            value = settings.get(what)
-            if not isinstance(value, int | float):
+        own = {what: entry.settings.get(what) for what in sorted(CHAIN_METHODS[entry.name])}
+        for what, value in (own | {"hostile": self.robust.hostile, "clip": self.robust.clip}).items():
+            least, most = CHAIN_RANGES[what]
+            if not isinstance(value, int if what == "clusters" else int | float):
                 continue  # the default, or what the method refuses
             if not least <= value <= most:
                 raise ValueError(

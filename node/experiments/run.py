@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from bflnode.fl.weights import InvalidWeights
 from bflnode.storage.errors import InUseError, StorageError
 from bflnode.storage.home_lock import HomeLock, running_pid
 
-from .file import Experiment, ExperimentError, MethodEntry, RunPlan, plans
+from .file import Experiment, ExperimentError, MethodEntry, RunPlan
 from .pool import make_pool
 from .results import combine_tables
 from .round import RoundRecord, Run, training_config
@@ -108,9 +108,9 @@ def checked_methods(experiment: Experiment) -> "dict[str, Method]":
     Raises:
         ExperimentError: a method, the training or the clients can't be as the experiment asks.
     """
-    for plan in plans(experiment):
+    for alpha, seed in product(experiment.alphas, experiment.seeds):
         with _refusals(experiment.name):
-            population_options(experiment, plan.alpha, plan.seed)
+            population_options(experiment, alpha, seed)
     methods = {entry.title: make_configured_method(entry) for entry in experiment.methods}
     for title, method in methods.items():
         with _refusals(title, method):

@@ -1,7 +1,7 @@
 """Each method against a case worked by hand, and the rules that all of them keep."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, EntryPoints
 from math import inf, nan
 
@@ -470,6 +470,29 @@ def test_a_broken_package_stops_its_own_method_only(monkeypatch: pytest.MonkeyPa
         MethodError, match=r"broken \(theirs:Theirs\) is no subclass of bflnode.fl.methods.method.Method"
     ):
         make_method("broken", {})
+
+
+def test_what_a_method_of_another_package_raises_when_it_is_made_is_named_as_its(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(EntryPoint, "load", lambda self: Moody)
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group: EntryPoints([EntryPoint("moody", "theirs:Moody", group)])
+    )
+
+    with pytest.raises(
+        MethodError, match=rf"moody of {__name__} failed \(ValueError: not today\): correct its package"
+    ):
+        make_method("moody", {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moody(Method):
+    name = "moody"
+    source = "a test"
+
+    def __post_init__(self) -> None:
+        raise ValueError("not today")
 
 
 class Mine(Method):

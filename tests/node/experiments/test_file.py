@@ -89,7 +89,7 @@ def test_methods_alphas_and_seeds_are_crossed_and_runs_with_equal_data_follow_ea
         (f'{SMALLEST}[[methods]]\nname = "fedavg"\n', "methods has fedavg twice: give each its own label"),
         (f"seeds = [1, 1]\n{SMALLEST}", "seeds has 1 twice: name it once"),
         ('name = "../up"\n[[methods]]\nname = "fedavg"\n', "name: give 1 to 60 letters, digits"),
-        ('name = "x"\nmethods = []\n', "methods: Tuple should have at least 1 item"),
+        ('name = "x"\nmethods = []\n', "methods: give at least one"),
         ("name = ", "file.toml is not valid TOML"),
     ],
 )
@@ -172,6 +172,22 @@ def test_settings_that_the_chain_cant_say_are_refused_for_methods_of_the_chain()
         text = f'name = "x"\n[[methods]]\nname = {method}\n[robust]\nname = "median"\n{robust}\n'
         assert words in refusal(text)
         parsed(f'{text}[chain]\nuse = "never"\n')
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ('name = "paa"\nserver_step = 50', "has no setting 'server_step'"),
+        ('name = "paa"\nclusters = 2.0005', "setting clusters of method paa is 2.0005: give a whole number"),
+    ],
+)
+def test_the_chain_leaves_to_a_method_what_it_refuses_itself(settings: str, words: str) -> None:
+    with pytest.raises(ExperimentError, match=words):
+        checked_methods(parsed(f'name = "x"\n[[methods]]\n{settings}\n'))
+
+
+def test_an_alpha_of_minus_zero_is_zero() -> None:
+    assert str(parsed('name = "x"\nalphas = [-0.0]\n[[methods]]\nname = "local"\n').alphas) == "(0.0,)"
 
 
 def test_the_rules_of_the_chain_run_on_it_but_an_ablation_doesnt() -> None:

@@ -71,6 +71,15 @@ def test_a_folder_that_is_being_run_keeps_its_file(tmp_path: Path) -> None:
         made(tmp_path, OTHER)
 
 
+def test_a_file_that_was_changed_before_a_round_ended_can_be_run(tmp_path: Path) -> None:
+    folder = made(tmp_path)
+    changed = FILE.replace("rounds = 2", "rounds = 3")
+    (folder.path / "experiment.toml").write_text(changed)
+
+    assert made(tmp_path, changed).experiment.rounds == 3
+    assert open_folder(folder.path).experiment.rounds == 3
+
+
 def test_a_file_that_was_changed_after_a_round_is_refused_until_it_is_put_back(tmp_path: Path) -> None:
     folder, _ = played(tmp_path)
     file, changed = folder.path / "experiment.toml", FILE.replace("rounds = 2", "rounds = 3")

@@ -78,7 +78,10 @@ def test_differences_are_paired_by_alpha_and_seed(
 def test_methods_are_compared_by_the_learning_rate_of_each_experiment(
     results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = {"slow": ["ours,0.3,1,1,0,0.1,,1", "ours,0.3,1,2,0,0.5,,1"], "quick": ["ours,0.3,1,1,0,0.75,,1"]}
+    made = {
+        "slow": ["ours,0.3,1,1,0,0.1,,1", "ours,0.3,1,2,0,0.5,,1"],
+        "quick": ["ours,0.3,1,1,0,0.75,,1", "theirs,0.3,1,1,0,0.6,,1"],
+    }
     for name, rows in made.items():
         (tmp_path / f"{name}.csv").write_text(HEADER + "\n".join(rows) + "\n")
     (tmp_path / "slow.toml").write_text("rounds = 2\n")
@@ -91,6 +94,7 @@ def test_methods_are_compared_by_the_learning_rate_of_each_experiment(
         "| method | 0.001 | 0.02 |",
         "|---|---|---|",
         "| ours | 0.500 | **0.750** |",
+        "| theirs | - | **0.600** |",
     ]
 
 

@@ -487,6 +487,7 @@ async def test_what_the_commit_in_the_next_block_contradicts_is_evidence(tmp_pat
                 site.driver.deliver(MessageReceived(precommit_of(slow), slow.id))
                 await eventually(lambda site=site: len(site.chain.tip_commit.signatures) == 4)
         await next_block(made)
+        await eventually(lambda: bool(lied_to.accused))
         assert lied_to.accused == [make_evidence(lie, precommit_of(slow))]
 
 

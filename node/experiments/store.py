@@ -278,9 +278,9 @@ def make_folder(path: Path, file: Path, experiment: Experiment, content: bytes) 
         if (path / "experiment.toml").exists():
             # A file that was refused before its first round ended is corrected and run again.
             is_begun = any((path / "runs").glob("*/state.json")) or running_pid(path) is not None
-            if is_begun and (path / "experiment.toml").read_bytes() == content:
-                return open_folder(path)
             if is_begun:
+                if (path / "experiment.toml").read_bytes() == content:
+                    return open_folder(path)
                 raise ExperimentError(
                     f"{path} has an experiment with another file: choose another folder with -o, or go on with "
                     f"that one: `bflnode experiment resume {path}`"

@@ -16,6 +16,15 @@ from bflnode.node.verbs.options import INTERRUPTED, CommandError
 FILE = 'name = "small"\n[[methods]]\nname = "fedavg"\n'
 
 
+def run_file(directory: Path) -> None:
+    CliRunner().invoke(
+        bflnode,
+        ["experiment", "run", str(directory / "file.toml"), "-o", str(directory / "results")],
+        standalone_mode=False,
+        catch_exceptions=False,
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -37,12 +46,7 @@ def test_what_no_run_could_do_is_refused_before_there_is_a_folder(tmp_path: Path
     (tmp_path / "file.toml").write_text(text)
 
     with pytest.raises(ExperimentError) as caught:
-        CliRunner().invoke(
-            bflnode,
-            ["experiment", "run", str(tmp_path / "file.toml"), "-o", str(tmp_path / "results")],
-            standalone_mode=False,
-            catch_exceptions=False,
-        )
+        run_file(tmp_path)
 
     assert words in str(caught.value)
     assert not (tmp_path / "results").exists()
@@ -66,12 +70,7 @@ def test_a_signal_stops_an_experiment_and_the_message_says_how_to_go_on(
     before = signal.getsignal(signal.SIGTERM)
 
     with pytest.raises(CommandError) as caught:
-        CliRunner().invoke(
-            bflnode,
-            ["experiment", "run", str(tmp_path / "file.toml"), "-o", str(tmp_path / "results")],
-            standalone_mode=False,
-            catch_exceptions=False,
-        )
+        run_file(tmp_path)
 
     assert caught.value.code == INTERRUPTED
     assert caught.value.message == f"stopped: go on with `bflnode experiment resume {tmp_path / 'results'}`"

@@ -66,6 +66,14 @@ def _chosen(name: str) -> type[Method]:
     return loaded
 
 
+def failure(name: str, method: type[Method], error: Exception) -> str:
+    """What a user is told when a method of another package raised something that none of ours would."""
+    return (
+        f"method {name} of {method.__module__} failed ({type(error).__name__}: {error}): correct its package; "
+        "BFLNODE_DEBUG=1 shows where"
+    )
+
+
 def make_method(name: str, settings: Mapping[str, Any]) -> Method:
     """A method with settings, from a configuration.
 
@@ -93,10 +101,7 @@ def make_method(name: str, settings: Mapping[str, Any]) -> Method:
     except Exception as error:  # whatever another package does
         if method in BUILT_IN:
             raise
-        raise MethodError(
-            f"method {name} of {method.__module__} failed ({type(error).__name__}: {error}): correct its package; "
-            "BFLNODE_DEBUG=1 shows where"
-        ) from error
+        raise MethodError(failure(name, method, error)) from error
     if not 0 <= made.interpolation <= 1:
         raise MethodError(f"interpolation is {made.interpolation}: give 0 to 1")
     return made

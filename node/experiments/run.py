@@ -205,7 +205,7 @@ def _locked(path: Path) -> HomeLock:
 def _refusals(name: str, method: "Method | None" = None) -> Iterator[None]:
     """Name the run in what its data, method or training refuses, and in whatever a method of another package raises."""
     from bflnode.fl.methods.method import MethodError
-    from bflnode.fl.methods.registry import BUILT_IN
+    from bflnode.fl.methods.registry import BUILT_IN, failure
     from bflnode.fl.training import TrainingError
 
     refusals = (
@@ -226,10 +226,7 @@ def _refusals(name: str, method: "Method | None" = None) -> Iterator[None]:
     except Exception as error:  # whatever another package does
         if method is None or type(method) in BUILT_IN or isinstance(error, (ExperimentError, StorageError)):
             raise
-        raise ExperimentError(
-            f"{name}: method {method.name} of {type(method).__module__} failed ({type(error).__name__}: {error}): "
-            "correct its package; BFLNODE_DEBUG=1 shows where"
-        ) from error
+        raise ExperimentError(f"{name}: {failure(method.name, type(method), error)}") from error
 
 
 def _round_of(folder: ExperimentFolder, plan: RunPlan) -> int:

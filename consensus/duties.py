@@ -24,22 +24,6 @@ from .task import Aggregation, LearningRound, Phase, ProbeMode, Task, TaskSpecif
 from .transaction import Slot
 from .types import AccountId, BlobId, Hash
 
-STEP_ROUNDS = 100
-"""Settled learning rounds in which an own last step is looked for: an older one says little about today's model."""
-
-
-@dataclass(frozen=True, slots=True)
-class OwnStep:
-    """What a client did in the last settled learning round in which it revealed a model.
-
-    Attributes:
-        base: what it had received.
-        sent: what it revealed.
-    """
-
-    base: BlobId
-    sent: BlobId
-
 
 @dataclass(frozen=True, slots=True)
 class OfferedModel:
@@ -88,7 +72,7 @@ class PostProbe:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Train from `base`, and the `own_last_step` where the task's clients carry a share of it; commit to the result."""
+    """Train from `base`, ahead of it where the task's clients have momentum (`base_before`); commit to the result."""
 
     slot: Slot
     base: BlobId
@@ -179,19 +163,22 @@ def duties(
     return tuple(owed)
 
 
-def own_last_step(reader: StateReader, task: Task, account: AccountId) -> OwnStep | None:
-    """What a client carries a share of into the next learning round: nothing of void attempts, which settle nothing.
+def last_settled(reader: StateReader, task: Task) -> int:
+    """Number of a task's last settled learning round, 0 before the first."""
+    return task.round if SETTLED.get(reader, settled_key(task.id, task.round)) is not None else task.round - 1
 
-    Not part of a duty, since it reads settled rounds, and duties are looked for after each block.
+
+def base_before(reader: StateReader, task: Task, account: AccountId) -> BlobId | None:
+    """What a client received for the last settled learning round, whether it took part or not.
+
+    None for who was no client then, and where the task's clients have no momentum, which is what this is for. Not part
+    of a duty, since it reads a settled round, and duties are looked for after each block.
     """
-    if task.specification.carry_permille == 0 or PARTICIPANTS.get(reader, participant_key(task.id, account)) is None:
+    if task.specification.momentum_permille == 0:
         return None
-    for number in range(task.round, max(0, task.round - STEP_ROUNDS), -1):
-        settled = SETTLED.get(reader, settled_key(task.id, number))
-        for client in () if settled is None else settled.clients:
-            if client.account == account and client.revealed is not None:
-                return OwnStep(client.base, client.revealed.model)
-    return None
+    settled = SETTLED.get(reader, settled_key(task.id, last_settled(reader, task)))
+    clients = () if settled is None else settled.clients
+    return next((client.base for client in clients if client.account == account), None)
 
 
 def _can_admit(genesis: Genesis, reader: StateReader) -> bool:

@@ -56,7 +56,7 @@ DEFAULT_RULE = Rule.PRIOR_ROWS
 DEFAULT_STEP_PERMILLE = MappingProxyType({Rule.PAA: PERMILLE, Rule.PRIOR_ROWS: 1250})
 """Of outputs, by rule: the paper's, and the study's."""
 
-DEFAULT_CARRY_PERMILLE = MappingProxyType({Rule.PAA: 0, Rule.PRIOR_ROWS: 700})
+DEFAULT_MOMENTUM_PERMILLE = MappingProxyType({Rule.PAA: 0, Rule.PRIOR_ROWS: 700})
 """Of clients, by rule: as the steps."""
 
 
@@ -259,7 +259,7 @@ def default_task(
 ) -> TaskSpecification:
     """A task with the numbers of BFLN's evaluation; what it does not say is ours: psi, tolerance, fewest clients.
 
-    So is the rule: BFLN's is PAA, with a step of 1000 and a carry of 0.
+    So is the rule: BFLN's is PAA, with a step of 1000 and a momentum of 0.
 
     `dataclasses.replace` changes what should differ.
     """
@@ -286,7 +286,7 @@ def default_task(
         hostile_permille=DEFAULT_HOSTILE_PERMILLE,
         clip_permille=PERMILLE,
         step_permille=DEFAULT_STEP_PERMILLE[DEFAULT_RULE],
-        carry_permille=DEFAULT_CARRY_PERMILLE[DEFAULT_RULE],
+        momentum_permille=DEFAULT_MOMENTUM_PERMILLE[DEFAULT_RULE],
         shared_permille=PERMILLE,
         similarity=Similarity.PROTOTYPES,
         tolerance=10,

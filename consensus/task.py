@@ -61,8 +61,8 @@ MAX_CLIP_PERMILLE = 1_000_000
 MAX_STEP_PERMILLE = 10_000
 """Ten times the way; learning collapses from about three times on."""
 
-MAX_CARRY_PERMILLE = 2000
-"""Two own steps; from one on, clients move further by themselves than together."""
+MAX_MOMENTUM_PERMILLE = PERMILLE
+"""The whole way again; beyond it steps grow from learning round to learning round."""
 
 MAX_CLASS_BITMAP_BYTES = (MAX_CLASSES + 7) // 8
 """A bit for each class."""
@@ -173,7 +173,8 @@ class TaskSpecification(Record):
     `rule` and `combination` say how outputs are made of models. `hostile_permille` is the share of models that trimming
     and Krum count on being hostile, `clip_permille` the longest step under norm clipping, in thousandths of the median
     one. `step_permille` is how far an output goes from what was received towards the combination; 1000 is all the way.
-    `carry_permille` is the share of its own last step that a client adds to what it received before it trains: advice.
+    `momentum_permille` is how far a client goes on from what it received before it trains, as a share of the difference
+    to what it received a learning round before: in the first five rounds; in round r after them (5 / r)^2 of that share. Advice.
     `shared_permille` is the part of everybody's model in each cluster's output under PRIOR_ROWS; 1000 is one model for
     all. `similarity` says by what clusters are found. The paper's are PAA, MEAN, 1000, 0, 1000 and PROTOTYPES.
     """
@@ -200,7 +201,7 @@ class TaskSpecification(Record):
     hostile_permille: Annotated[int, Between(0, MAX_HOSTILE_PERMILLE)]
     clip_permille: Annotated[int, Between(1, MAX_CLIP_PERMILLE)]
     step_permille: Annotated[int, Between(1, MAX_STEP_PERMILLE)]
-    carry_permille: Annotated[int, Between(0, MAX_CARRY_PERMILLE)]
+    momentum_permille: Annotated[int, Between(0, MAX_MOMENTUM_PERMILLE)]
     shared_permille: Annotated[int, Between(0, PERMILLE)]
     similarity: Similarity
     tolerance: Annotated[int, Between(1, 10_000)]

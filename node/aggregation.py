@@ -92,10 +92,10 @@ def rule_text(specification: TaskSpecification) -> str:
     """The rule of a task in a few words, as `prior-rows of median, step 1.5`."""
     settings = rule_settings(specification)
     step = "" if settings.step_permille == PERMILLE else f", step {settings.step_permille / PERMILLE:g}"
-    carry = f", carry {specification.carry_permille / PERMILLE:g}" if specification.carry_permille else ""
+    momentum = f", momentum {specification.momentum_permille / PERMILLE:g}" if specification.momentum_permille else ""
     shared = f", shared {settings.shared_permille / PERMILLE:g}" if settings.shared_permille != PERMILLE else ""
     by = "" if needs_probe(specification) else ", compared by updates"
-    return f"{settings.name} of {settings.combination}{step}{carry}{shared}{by}"
+    return f"{settings.name} of {settings.combination}{step}{momentum}{shared}{by}"
 
 
 def choice_name(name: str) -> str:

@@ -17,7 +17,6 @@ from bflnode.consensus.duties import (
     AttestTo,
     FetchAndVote,
     OfferedModel,
-    OwnStep,
     PostProbe,
     Register,
     RevealModel,
@@ -26,7 +25,7 @@ from bflnode.consensus.duties import (
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Rejection
-from bflnode.consensus.task import Aggregation, ProbeMode, TaskSpecification
+from bflnode.consensus.task import PERMILLE, Aggregation, ProbeMode, TaskSpecification
 from bflnode.consensus.transaction import Aggregate as AggregateBody
 from bflnode.consensus.transaction import (
     Attest,
@@ -45,13 +44,14 @@ from bflnode.consensus.transaction import (
 from bflnode.consensus.types import BlobId, ChainId, Hash
 from bflnode.fl.architectures import UnknownArchitecture, architecture
 from bflnode.fl.interpolation import INTERPOLATION, share_of_training
+from bflnode.fl.momentum import share_of_last_round
 from bflnode.fl.samples import DatasetError, load_shard
 from bflnode.fl.weights import InvalidWeights, parse
 from bflnode.node.p2p.peers import Peers
 from bflnode.node.sync.exchange import Exchange
 from bflnode.node.workers.trainer import JobError, Trainer
 from bflnode.node.workers.worker_protocol import (
-    CarriedStep,
+    LookAhead,
     MatrixJob,
     OwnProbeJob,
     ProbeSamples,
@@ -76,8 +76,8 @@ CUT_OFF = 0.6
 PATIENCE_FLOOR_S = 2.0
 """Once two thirds of the models are here, the rest gets as long again, and at least this."""
 
-STEP_PATIENCE_S = 20.0
-"""How long peers are asked for a file of the own last step that this home has lost; training can do without."""
+MOMENTUM_PATIENCE_S = 20.0
+"""How long peers are asked for what was received a round before, if this home has lost it; training can do without."""
 
 MAX_SAMPLES_BYTES = 256 * 1024 * 1024
 """Largest probe set or published probe that is fetched."""
@@ -138,11 +138,11 @@ class DutyWork:
         commitment = tagged_hash("data", salt, content)
         return TaskRegister(duty.task, len(shard.train), padded, commitment)
 
-    async def train(self, duty: Train, step: OwnStep | None) -> Commit:
-        """Train from the base model and a share of the own last step, or find what was trained before; commit to it."""
+    async def train(self, duty: Train, before: BlobId | None) -> Commit:
+        """Train from the base model and what was received before it, or find what was trained before; commit to it."""
         model = self._find_trained(duty)
         if model is None:
-            model = await self._train_anew(duty, step)
+            model = await self._train_anew(duty, before)
         commitment = model_commitment(
             self._tools.chain_id, duty.slot, self._tools.key.account, model, self._salt(duty.slot)
         )
@@ -174,16 +174,16 @@ class DutyWork:
                 return BlobId(bytes.fromhex(entry.model))
         return None
 
-    async def _train_anew(self, duty: Train, step: OwnStep | None) -> BlobId:
+    async def _train_anew(self, duty: Train, before: BlobId | None) -> BlobId:
         """Train; the model is durable and in the journal before anybody hears of it."""
         tools, slot = self._tools, duty.slot
         await tools.exchange.fetch(duty.base, max_bytes=duty.specification.model_bytes)
         output = tools.scratch / f"trained-{slot.number}-{slot.attempt}.safetensors"
         _log.info("learning round %d: training from %s", slot.number, duty.base.hex()[:12])
         job = training_job(duty.specification, tools, base=await self._path(duty.base), output=output, slot=slot)
-        carried, prior = await self._carried(duty, step), has_prior(duty.specification)
+        ahead, prior = await self._look_ahead(duty, before), has_prior(duty.specification)
         share = share_of_training(INTERPOLATION, slot.number) if prior else 1.0
-        result = await tools.trainer.run(replace(job, has_prior=prior, carried=carried, share=share))
+        result = await tools.trainer.run(replace(job, has_prior=prior, ahead=ahead, share=share))
         model = await self._keep(output)
         tools.journal.update(
             slot,
@@ -203,19 +203,18 @@ class DutyWork:
         )
         return model
 
-    async def _carried(self, duty: Train, step: OwnStep | None) -> CarriedStep | None:
-        """The own last step to carry a share of; without its files the client goes on from what it received."""
-        if step is None:
+    async def _look_ahead(self, duty: Train, before: BlobId | None) -> LookAhead | None:
+        """How far to go on before training; without the file of the round before, from what was received."""
+        if before is None:
             return None
         try:
-            for blob in (step.base, step.sent):
-                with trio.move_on_after(STEP_PATIENCE_S):
-                    await self._tools.exchange.attempt(blob, max_bytes=duty.specification.model_bytes)
-            base, sent = [str(await self._path(blob)) for blob in (step.base, step.sent)]
+            with trio.move_on_after(MOMENTUM_PATIENCE_S):
+                await self._tools.exchange.attempt(before, max_bytes=duty.specification.model_bytes)
+            path = str(await self._path(before))
         except (MissingError, QuotaError, Rejection) as error:
-            _log.warning("learning round %d: nothing is carried from the own last step: %s", duty.slot.number, error)
+            _log.warning("learning round %d: training starts without momentum: %s", duty.slot.number, error)
             return None
-        return CarriedStep(base, sent, duty.specification.carry_permille)
+        return LookAhead(path, share_of_last_round(duty.specification.momentum_permille / PERMILLE, duty.slot.number))
 
     async def reveal(self, duty: RevealModel) -> Reveal:
         """Open the own commitment.
@@ -432,7 +431,7 @@ def _share_of_time_left_s(deadline_ms: int) -> float:
 
 
 def training_job(specification: TaskSpecification, tools: Tools, *, base: Path, output: Path, slot: Slot) -> TrainJob:
-    """The job of a learning round's local training, without prior and carry; its seed is the account's for the slot."""
+    """The job of a learning round's training, without prior and momentum; its seed is the account's for the slot."""
     seed = int.from_bytes(tagged_hash("training-seed", tools.key.account, slot.to_bytes())[:4])
     return TrainJob(
         specification.architecture,

@@ -120,7 +120,7 @@ class Node:
         self.snapshots = Snapshots(SnapshotStore(home.snapshots), store, configuration.sync)
         self.blobs = BlobStore(home.blobs)
         self.journal = Journal(home.rounds)
-        self.pruner = Pruner(store, self.key.account, self.blobs, self.journal, configuration.storage.keep_rounds)
+        self.pruner = Pruner(store, self.blobs, self.journal, configuration.storage.keep_rounds)
         if configuration.storage.blob_quota > 0:
             self.blobs.quota = Quota(configuration.storage.blob_quota, self.pruner.make_room)
         self._wal = stack.enter_context(SignerWal(home.signer_wal, self.key, genesis.chain_id))

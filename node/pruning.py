@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import trio
 
-from bflnode.consensus.duties import own_last_step
+from bflnode.consensus.duties import last_settled
 from bflnode.consensus.state import StateReader
 from bflnode.consensus.tables import (
     MODELS,
@@ -32,7 +32,7 @@ from bflnode.consensus.tables import (
     settled_key,
 )
 from bflnode.consensus.task import Aggregation, RoundClient, SettledClient, Task
-from bflnode.consensus.types import AccountId, BlobId
+from bflnode.consensus.types import BlobId
 from bflnode.storage.blob_store import BlobStore, StoredBlob
 from bflnode.storage.chain_store import ChainStore
 
@@ -78,7 +78,6 @@ class Retention:
     def __init__(
         self,
         reader: StateReader,
-        account: AccountId,
         entries: Iterable[RoundEntry],
         pins: Iterable[BlobId],
         rounds: int,
@@ -87,16 +86,14 @@ class Retention:
 
         Args:
             reader: the state; has to stay readable while this is used.
-            account: the node's own.
             entries: of the journal.
             pins: ids that stay in any case.
             rounds: settled learning rounds of each task of which everything stays, at least `NEEDED_ROUNDS`.
         """
         assert rounds >= NEEDED_ROUNDS, rounds
         self._reader = reader
-        self._account = account
         self._tasks = all_tasks(reader)
-        self.kept_from = {task.id.hex(): max(1, _last_settled(reader, task) - rounds + 1) for task in self._tasks}
+        self.kept_from = {task.id.hex(): max(1, last_settled(reader, task) - rounds + 1) for task in self._tasks}
         self._latest = _latest_task(reader, self._tasks)
         self._kept = frozenset((*pins, *self._needed(), *self._of_journal(entries)))
         self._doubtful_ms = self._settled_before_kept_ms() - DOUBT_MS
@@ -130,8 +127,6 @@ class Retention:
         for task in self._tasks:
             specification = task.specification
             yield from (specification.initial_model, specification.probe_set, specification.validation_set)
-            step = own_last_step(self._reader, task, self._account)
-            yield from () if step is None else (step.base, step.sent)
             for number in range(self.kept_from[task.id.hex()], task.round + 1):
                 settled = SETTLED.get(self._reader, settled_key(task.id, number))
                 if settled is not None:
@@ -160,11 +155,6 @@ def _latest_task(reader: StateReader, tasks: tuple[Task, ...]) -> Task | None:
     return running[0] if running else max(tasks, key=lambda task: (task.round > 1, task.number), default=None)
 
 
-def _last_settled(reader: StateReader, task: Task) -> int:
-    """Number of a task's last settled learning round, 0 before the first."""
-    return task.round if SETTLED.get(reader, settled_key(task.id, task.round)) is not None else task.round - 1
-
-
 def _of_clients(clients: Iterable[RoundClient | SettledClient]) -> Iterator[BlobId]:
     for client in clients:
         yield client.base
@@ -186,11 +176,8 @@ class Pruner:
         keep_rounds: settled learning rounds of each task whose models stay; 0 for all of them.
     """
 
-    def __init__(
-        self, store: ChainStore, account: AccountId, blobs: BlobStore, journal: Journal, keep_rounds: int
-    ) -> None:
+    def __init__(self, store: ChainStore, blobs: BlobStore, journal: Journal, keep_rounds: int) -> None:
         self.keep_rounds = keep_rounds
-        self._account = account
         self._store = store
         self._blobs = blobs
         self._journal = journal
@@ -222,7 +209,7 @@ class Pruner:
             return Pruned((), 0, 0, {})
         entries = self._journal.entries()
         with self._store.freeze() as reader:
-            retention = Retention(reader, self._account, entries, self._blobs.pins.all(), self.keep_rounds)
+            retention = Retention(reader, entries, self._blobs.pins.all(), self.keep_rounds)
             removable = retention.removable(self._blobs.stored())
         over = [entry for entry in entries if retention.is_over(entry)]
         if not is_dry_run:
@@ -245,7 +232,7 @@ class Pruner:
             return
         with self._store.freeze() as reader:
             rounds = max(NEEDED_ROUNDS, self.keep_rounds)
-            retention = Retention(reader, self._account, self._journal.entries(), self._blobs.pins.all(), rounds)
+            retention = Retention(reader, self._journal.entries(), self._blobs.pins.all(), rounds)
             removable = retention.removable(self._blobs.stored())
         freed_bytes = 0
         for blob in removable:

@@ -2,8 +2,8 @@
 
 A client adds the logarithm of its own class shares to its logits, in training and in its own predictions, so that the
 decision layer learns what inputs look like and not how frequent classes are at this client. Classes that it lacks are
-masked, so their rows get no gradient; then a row is averaged over those that have one to give. And a client carries a
-share of its own last step into the next round, so that what only its own data asks for isn't averaged away.
+masked, so their rows get no gradient; then a row is averaged over those that have one to give. And clients have
+momentum: they go on from what they received in the direction that everybody last took.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from bflnode.fl.carry import carried
 from bflnode.fl.interpolation import INTERPOLATION
+from bflnode.fl.momentum import looked_ahead, share_of_last_round
 from bflnode.fl.networks import get_tensors
 from bflnode.fl.prior import WithPrior, with_prior
 from bflnode.fl.prototypes import CorrelationMatrix
@@ -30,18 +30,16 @@ from .method import (
     Update,
     by_cluster,
     merged,
-    prefixed,
     refuse_unknown_expectation,
     same_for_all,
-    stripped,
 )
 from .paa import similarities
 
 PROTOTYPES, UPDATES = SIMILARITIES = ("prototypes", "updates")
 """What clients are compared by."""
 
-BASE, SENT = "base.", "sent."
-"""Before the tensors that a client keeps: what it had received, and what it sent."""
+ROUND = "round"
+"""Of the learning round in which a client kept the model that it received, among that model's tensors."""
 
 
 def correlations(gathered: Gathered, similarity: str) -> CorrelationMatrix:
@@ -53,20 +51,21 @@ def correlations(gathered: Gathered, similarity: str) -> CorrelationMatrix:
 
 @dataclass(frozen=True, kw_only=True)
 class PriorRows(Method):
-    """FedAvg with decision rows by holders of their class, and with label prior and own last step kept local.
+    """FedAvg with decision rows by holders of their class, a label prior kept local, and momentum.
 
-    A client starts from `received + carry (sent - received)`, the difference being that of its last round. The
+    A client starts from `received + share (received - before)`, where `before` is what it received a learning round
+    before; who took no part in that one starts from what it received. The
     aggregator returns `received + eta (mean of sent - received)`, but row c of the decision layer is the mean over
     those whose client has samples of class c; a row without holders becomes the mean of the others.
 
     Attributes:
         server_step: eta.
-        carry: share of the own last step in what a client starts from; see `fl.carry`.
+        momentum: of which `share` is made, 0 to 1; see `fl.momentum`.
         rows: average decision rows over the holders of their class; False for all clients (ablation).
         prior: add the label prior (ablation).
         mask: minus infinity for absent classes; False gives them the share of half a sample (ablation).
-        expects: one of `EXPECTED`; with "uniform" a client predicts without its prior, and before training without its
-            own last step.
+        expects: one of `EXPECTED`; with "uniform" a client predicts without its prior, and before training without
+            momentum.
         clusters: that the chain looks for, to pay clients, and to mix their models where `shared` is below 1.
         similarity: by which it does: "prototypes" (PAA's) or "updates" (`fl.updates`).
         shared: part of everybody's model in what a cluster receives; 1 is one model for all.
@@ -76,7 +75,7 @@ class PriorRows(Method):
     name = "prior-rows"
     source = "this project; the prior is Menon et al. 2021's logit adjustment, applied at each client"
     server_step: float = 1.25
-    carry: float = 0.7
+    momentum: float = 0.7
     rows: bool = True
     prior: bool = True
     mask: bool = True
@@ -89,8 +88,8 @@ class PriorRows(Method):
     def __post_init__(self) -> None:
         if not self.server_step > 0:
             raise MethodError(f"server_step is {self.server_step}: give more than 0")
-        if not self.carry >= 0:
-            raise MethodError(f"carry is {self.carry}: give 0 or more")
+        if not 0 <= self.momentum <= 1:
+            raise MethodError(f"momentum is {self.momentum}: give 0 to 1")
         if self.clusters < 1:
             raise MethodError(f"clusters is {self.clusters}: give at least 1")
         refuse_unknown_expectation(self.expects)
@@ -103,9 +102,8 @@ class PriorRows(Method):
         """Train with the prior in the loss; send the classifier without it."""
         model = self._personal(local)
         losses = fit(model, local.shard.train, local.config)
-        sent = get_tensors(model.classifier)
-        kept = merged(prefixed(BASE, local.received), prefixed(SENT, sent)) if self.carry else NOTHING
-        return Update(sent=sent, kept=kept, model=self._predicting(model), loss=losses[-1])
+        kept = merged(local.received, {ROUND: np.array(local.round)}) if self.momentum else NOTHING
+        return Update(sent=get_tensors(model.classifier), kept=kept, model=self._predicting(model), loss=losses[-1])
 
     def aggregate(self, gathered: Gathered) -> Given:
         """The combination of the steps of all clients, and of the rows of those who hold the class."""
@@ -129,7 +127,7 @@ class PriorRows(Method):
         return gathered.clustered(correlations(gathered, self.similarity), self.clusters)
 
     def personal_model(self, local: Local) -> nn.Module:
-        """What was received and what is carried, with the own prior; what was received if all classes are expected."""
+        """What training starts from, with the own prior; what was received if all classes are expected."""
         return self._personal(local) if self.expects == "own" else self.general_model(local)
 
     def general_model(self, local: Local) -> nn.Module:
@@ -143,6 +141,6 @@ class PriorRows(Method):
         elif not self.mask:
             counts = np.maximum(counts, 0.5)
         start = local.received
-        if self.carry and local.kept:
-            start = carried(start, stripped(BASE, local.kept), stripped(SENT, local.kept), self.carry)
+        if local.kept and local.kept[ROUND] == local.round - 1:
+            start = looked_ahead(start, local.kept, share_of_last_round(self.momentum, local.round))
         return with_prior(local.classifier(start), counts.tolist())

@@ -118,7 +118,7 @@ class ChainOptions:
         hostile_permille: share of the models that it counts on being hostile.
         clip_permille: longest step under norm clipping.
         step_permille: how far an output goes from what was received.
-        carry_permille: share of its own last step that a client adds to what it received.
+        momentum_permille: share of the last round's difference that a client goes on by before it trains.
         shared_permille: part of everybody's model in each cluster's output.
         similarity: what clients are compared by.
     """
@@ -145,7 +145,7 @@ class ChainOptions:
     hostile_permille: int = DEFAULT_HOSTILE_PERMILLE
     clip_permille: int = PERMILLE
     step_permille: int = PERMILLE
-    carry_permille: int = 0
+    momentum_permille: int = 0
     shared_permille: int = PERMILLE
     similarity: Similarity = Similarity.PROTOTYPES
 
@@ -461,7 +461,7 @@ def _specification(options: ChainOptions) -> TaskSpecification:
         hostile_permille=options.hostile_permille,
         clip_permille=options.clip_permille,
         step_permille=options.step_permille,
-        carry_permille=options.carry_permille,
+        momentum_permille=options.momentum_permille,
         shared_permille=options.shared_permille,
         similarity=options.similarity,
         tolerance=10,

@@ -18,10 +18,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from bflnode.consensus.genesis import MAX_GENESIS_ACCOUNTS, MAX_SUPPLY
 from bflnode.consensus.task import (
-    MAX_CARRY_PERMILLE,
     MAX_CLIP_PERMILLE,
     MAX_CLUSTERS,
     MAX_HOSTILE_PERMILLE,
+    MAX_MOMENTUM_PERMILLE,
     MAX_STEP_PERMILLE,
     PERMILLE,
 )
@@ -45,7 +45,7 @@ MAX_SHOWN = 80
 
 CHAIN_METHODS: Mapping[str, frozenset[str]] = {
     "paa": frozenset({"clusters"}),
-    "prior-rows": frozenset({"clusters", "server_step", "carry", "shared"}),
+    "prior-rows": frozenset({"clusters", "server_step", "momentum", "shared"}),
 }
 """Methods whose aggregation is a rule of the chain, which run on a real ledger in virtual time; with those of their
 settings that a task of the chain has."""
@@ -53,7 +53,7 @@ settings that a task of the chain has."""
 CHAIN_RANGES: Mapping[str, tuple[float, float]] = {
     "clusters": (1, MAX_CLUSTERS),
     "server_step": (1 / PERMILLE, MAX_STEP_PERMILLE / PERMILLE),
-    "carry": (0, MAX_CARRY_PERMILLE / PERMILLE),
+    "momentum": (0, MAX_MOMENTUM_PERMILLE / PERMILLE),
     "shared": (0, 1),
     "hostile": (0, MAX_HOSTILE_PERMILLE / PERMILLE),
     "clip": (1 / PERMILLE, MAX_CLIP_PERMILLE / PERMILLE),

@@ -301,7 +301,7 @@ class Run:
             hostile_permille=permille(experiment.robust.hostile),
             clip_permille=permille(experiment.robust.clip),
             step_permille=permille(getattr(self._method, "server_step", 1.0)),
-            carry_permille=permille(getattr(self._method, "carry", 0.0)),
+            momentum_permille=permille(getattr(self._method, "momentum", 0.0)),
             shared_permille=permille(getattr(self._method, "shared", 1.0)),
             similarity=Similarity[choice_value(self._similarity)],
         )

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bflnode.consensus.duties import OwnStep
 from bflnode.consensus.keys import account_text
-from bflnode.consensus.task import LearningRound, SettledRound, Task
+from bflnode.consensus.task import PERMILLE, LearningRound, SettledRound, Task
 from bflnode.consensus.types import AccountId, BlobId
+from bflnode.fl.momentum import share_of_last_round
 from bflnode.node.aggregation import has_prior
 from bflnode.storage.blob_store import BlobStore
 
@@ -63,21 +63,25 @@ def why_not(found: LearningRound | SettledRound, account: AccountId | None, clus
 
 
 def model_json(
-    blobs: BlobStore, task: Task, identifier: str, origin: str, step: OwnStep | None = None
+    blobs: BlobStore, task: Task, identifier: str, origin: str, momentum: tuple[BlobId, int] | None = None
 ) -> dict[str, Any]:
     """One model; `path` is its checked file, or None if it isn't here.
 
-    `carried` is what the node's client adds to it, where it is the one that it trains from next: files and a share.
+    Args:
+        blobs: where its file would be.
+        task: that it is of.
+        identifier: its id, in hexadecimal.
+        origin: who made it, and when.
+        momentum: what the node's client received before it, and the learning round that it trains from it in: where it
+            is the model that it trains from next. `ahead` says how far it goes on from it.
     """
     blob = BlobId(bytes.fromhex(identifier))
     path: Path | None = blobs.path(blob).absolute() if blobs.has(blob) else None
-    carried = None
-    if step is not None and blobs.has(step.base) and blobs.has(step.sent):
-        carried = {
-            "base_path": str(blobs.path(step.base).absolute()),
-            "sent_path": str(blobs.path(step.sent).absolute()),
-            "permille": task.specification.carry_permille,
-        }
+    ahead = None
+    if momentum is not None and blobs.has(momentum[0]):
+        before, number = momentum
+        share = share_of_last_round(task.specification.momentum_permille / PERMILLE, number)
+        ahead = {"before_path": str(blobs.path(before).absolute()), "share": share}
     return {
         "id": identifier,
         "task": task.id.hex(),
@@ -85,7 +89,7 @@ def model_json(
         "architecture": task.specification.architecture,
         "origin": origin,
         "has_prior": has_prior(task.specification),
-        "carried": carried,
+        "ahead": ahead,
         "is_stored": path is not None,
         "path": None if path is None else str(path),
         "size_bytes": None if path is None else path.stat().st_size,

@@ -27,8 +27,8 @@ import tomli_w
 
 from bflnode.consensus.block import Validator
 from bflnode.consensus.genesis import (
-    DEFAULT_CARRY_PERMILLE,
     DEFAULT_HOSTILE_PERMILLE,
+    DEFAULT_MOMENTUM_PERMILLE,
     DEFAULT_RULE,
     DEFAULT_STEP_PERMILLE,
     Genesis,
@@ -108,7 +108,7 @@ class TestnetOptions:
         rule: what becomes of models: a `task.Rule` in small letters with dashes, as are the other choices.
         step_permille: how far an output goes from what was received towards the combination, as in a task; None is the
             rule's default, as it is of the next.
-        carry_permille: share of its own last step that a client carries into the next round, as in a task.
+        momentum_permille: share of the last round's difference that a client goes on by before it trains, as in a task.
         shared_permille: part of everybody's model in each cluster's, as in a task.
         similarity: what clients are compared by.
         base_port: first of consecutive ports; 0 takes free ones.
@@ -133,7 +133,7 @@ class TestnetOptions:
     hostile_permille: int = DEFAULT_HOSTILE_PERMILLE
     clip_permille: int = PERMILLE
     step_permille: int | None = None
-    carry_permille: int | None = None
+    momentum_permille: int | None = None
     shared_permille: int = PERMILLE
     similarity: str = "prototypes"
     psi: int = 32
@@ -371,7 +371,7 @@ def _specification(
     options: TestnetOptions, architecture: architectures.Architecture, files: tuple[BlobId, BlobId, BlobId]
 ) -> TaskSpecification:
     initial_model, probe_set, validation_set = files
-    rule, step, carry = Rule[choice_value(options.rule)], options.step_permille, options.carry_permille
+    rule, step, momentum = Rule[choice_value(options.rule)], options.step_permille, options.momentum_permille
     return TaskSpecification(
         name=options.dataset[:64],
         architecture=architecture.id,
@@ -395,7 +395,7 @@ def _specification(
         hostile_permille=options.hostile_permille,
         clip_permille=options.clip_permille,
         step_permille=DEFAULT_STEP_PERMILLE[rule] if step is None else step,
-        carry_permille=DEFAULT_CARRY_PERMILLE[rule] if carry is None else carry,
+        momentum_permille=DEFAULT_MOMENTUM_PERMILLE[rule] if momentum is None else momentum,
         shared_permille=options.shared_permille,
         similarity=Similarity[choice_value(options.similarity)],
         tolerance=10,

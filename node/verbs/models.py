@@ -21,7 +21,7 @@ from .output import emit, facts, percent, table
 
 if TYPE_CHECKING:
     from bflnode.node.home import Home
-    from bflnode.node.workers.worker_protocol import CarriedStep, Job, Result
+    from bflnode.node.workers.worker_protocol import Job, LookAhead, Result
 
 SHOWN_PREDICTIONS = 50
 """Predictions in a terminal; all of them are in --json."""
@@ -118,14 +118,16 @@ def model_get(output: Path, force: bool, home: "Home", as_json: bool, **choice: 
     help="Add the label prior of the own data; default: on own data, where the task's clients train with it.",
 )
 @click.option(
-    "--carry/--no-carry",
+    "--momentum/--no-momentum",
     default=None,
-    help="Add what this node carries from its own last step; default: on own data, to the model it trains from next.",
+    help="Go on from the model as training does; default: on own data, from the model that this node trains from next.",
 )
 @home_option
 @json_option
 @task_option
-def model_eval(data: str, prior: bool | None, carry: bool | None, home: "Home", as_json: bool, **choice: Any) -> None:
+def model_eval(
+    data: str, prior: bool | None, momentum: bool | None, home: "Home", as_json: bool, **choice: Any
+) -> None:
     """Measure a model on the test part of this node's own data, or on the global test set."""
     from bflnode.node.configuration import load_configuration, shard_path
     from bflnode.node.workers.worker_protocol import EvaluateJob, EvaluateResult
@@ -142,12 +144,12 @@ def model_eval(data: str, prior: bool | None, carry: bool | None, home: "Home", 
         )
         raise CommandError(f"this home has no {what}: {path} is missing")
     has_prior = data == "own" and (found["has_prior"] if prior is None else prior)
-    carried = _carried(found, is_wanted=carry) if data == "own" or carry else None
+    ahead = _ahead(found, is_wanted=momentum) if data == "own" or momentum else None
     prior_path = str(path) if has_prior else ""
-    result = _run(EvaluateJob(found["architecture"], found["path"], str(path), prior_path, carried))
+    result = _run(EvaluateJob(found["architecture"], found["path"], str(path), prior_path, ahead))
     assert isinstance(result, EvaluateResult), result
     measured = {"accuracy": result.accuracy, "loss": result.loss, "samples": result.samples}
-    answer = {**found, "has_prior": has_prior, "has_carry": carried is not None, "on": data, **measured}
+    answer = {**found, "has_prior": has_prior, "has_momentum": ahead is not None, "on": data, **measured}
     emit(answer, as_json, _render_evaluation)
 
 
@@ -159,7 +161,7 @@ def _render_evaluation(answer: dict[str, Any]) -> None:
                 "accuracy",
                 f"{percent(answer['accuracy'])} of {answer['samples']} test samples ({answer['on']}"
                 f"{', with its label prior' if answer['has_prior'] else ''}"
-                f"{', with what it carries' if answer['has_carry'] else ''})",
+                f"{', with momentum' if answer['has_momentum'] else ''})",
             ),
             ("loss", f"{answer['loss']:.4f} nats"),
         ]
@@ -171,12 +173,14 @@ def _render_evaluation(answer: dict[str, Any]) -> None:
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--prior", is_flag=True, help="Expect classes as often as in this node's own training data.")
-@click.option("--carry", is_flag=True, help="Add what this node carries from its own last step into its next round.")
+@click.option(
+    "--momentum", is_flag=True, help="Go on from the model that this node trains from next, as training does."
+)
 @_choice_options
 @home_option
 @json_option
 @task_option
-def model_predict(file: Path, prior: bool, carry: bool, home: "Home", as_json: bool, **choice: Any) -> None:
+def model_predict(file: Path, prior: bool, momentum: bool, home: "Home", as_json: bool, **choice: Any) -> None:
     """Classify samples: FILE is an .npz whose array `inputs` is (samples, channels, height, width)."""
     from bflnode.node.configuration import load_configuration, shard_path
     from bflnode.node.workers.worker_protocol import PredictJob, PredictResult
@@ -188,8 +192,8 @@ def model_predict(file: Path, prior: bool, carry: bool, home: "Home", as_json: b
     own = shard_path(home, load_configuration(home)) if prior else None
     if own is not None and not own.is_file():
         raise CommandError(f"this home has no own data to take a prior from: {own} is missing; leave out --prior")
-    carried = _carried(found, is_wanted=True) if carry else None
-    result = _run(PredictJob(found["architecture"], found["path"], str(file), "" if own is None else str(own), carried))
+    ahead = _ahead(found, is_wanted=True) if momentum else None
+    result = _run(PredictJob(found["architecture"], found["path"], str(file), "" if own is None else str(own), ahead))
     assert isinstance(result, PredictResult), result
     names = _class_names(home)
     predictions = [
@@ -224,16 +228,16 @@ def _find(home: "Home", **choice: Any) -> dict[str, Any]:
     return found
 
 
-def _carried(found: dict[str, Any], *, is_wanted: bool | None) -> "CarriedStep | None":
-    """What the node's client adds to the chosen model; `is_wanted` is None where it is used if there is any."""
-    from bflnode.node.workers.worker_protocol import CarriedStep
+def _ahead(found: dict[str, Any], *, is_wanted: bool | None) -> "LookAhead | None":
+    """How far the client goes on from the chosen model; `is_wanted` is None where it is done if it can be."""
+    from bflnode.node.workers.worker_protocol import LookAhead
 
-    if is_wanted and found["carried"] is None:
+    if is_wanted and found["ahead"] is None:
         raise CommandError(
-            f"nothing is carried into the {found['origin']}: only into what this node trains from next, once it "
-            "has sent a model, where the task's clients carry; leave out --carry"
+            f"no training goes on from the {found['origin']} with momentum: only from what this node trains from next, "
+            "once it has received two models, where the task's clients have momentum; leave out --momentum"
         )
-    return CarriedStep(**found["carried"]) if found["carried"] and is_wanted is not False else None
+    return LookAhead(**found["ahead"]) if found["ahead"] and is_wanted is not False else None
 
 
 def _run(job: "Job") -> "Result":

@@ -136,7 +136,7 @@ def chain_prune(keep_rounds: int | None, dry_run: bool, home: "Home", as_json: b
 
     with stopped(home), open_store(home) as store:
         rounds = load_configuration(home).storage.keep_rounds if keep_rounds is None else keep_rounds
-        pruner = Pruner(store, home.load_account(), BlobStore(home.blobs), Journal(home.rounds), rounds)
+        pruner = Pruner(store, BlobStore(home.blobs), Journal(home.rounds), rounds)
         pruned = pruner.prune(is_dry_run=dry_run)
     answer = {
         "is_dry_run": dry_run,

@@ -43,14 +43,14 @@ def _options(function: Function) -> Function:
 
         chosen = {name: values.pop(name) for name in _OPTION_NAMES}
         learning_rate_micro = round(chosen.pop("learning_rate") * MICRO)
-        step, carry = chosen.pop("server_step"), chosen.pop("carry")
+        step, momentum = chosen.pop("server_step"), chosen.pop("momentum")
         path = chosen.pop("dataset_path")
         dataset_path = "" if path is None else str(path.expanduser().absolute())
         options = TestnetOptions(
             hostile_permille=round(chosen.pop("hostile") * MILLE),
             clip_permille=round(chosen.pop("clip") * MILLE),
             step_permille=None if step is None else round(step * MILLE),
-            carry_permille=None if carry is None else round(carry * MILLE),
+            momentum_permille=None if momentum is None else round(momentum * MILLE),
             shared_permille=round(chosen.pop("shared") * MILLE),
             **chosen,
             dataset_path=dataset_path,
@@ -144,9 +144,9 @@ _OPTIONS = (
         help="How far outputs go towards the combination; default: 1.25 under prior-rows, 1 under paa.",
     ),
     click.option(
-        "--carry",
-        type=FiniteRange(0, 2),
-        help="Share of its own last step that a client starts from; default: 0.7 under prior-rows, 0 under paa.",
+        "--momentum",
+        type=FiniteRange(0, 1),
+        help="How far clients look ahead before they train; default: 0.7 under prior-rows, 0 under paa.",
     ),
     click.option(
         "--shared",
@@ -170,7 +170,7 @@ _OPTIONS = (
 _OPTION_NAMES = (
     "validators", "rounds", "dataset", "dataset_path", "alpha", "clusters", "seed", "architecture", "samples",
     "min_clients", "epochs", "batch_size", "learning_rate", "probe_mode", "weighting", "rule", "combination", "hostile",
-    "clip", "server_step", "carry", "shared", "similarity", "psi", "base_port", "control",
+    "clip", "server_step", "momentum", "shared", "similarity", "psi", "base_port", "control",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, assert_never, cast
 from bflnode.consensus.task import PERMILLE, held_classes
 from bflnode.fl import runtime
 from bflnode.fl.architectures import Architecture, architecture
-from bflnode.fl.carry import carried
+from bflnode.fl.momentum import looked_ahead
 from bflnode.fl.robust import RobustRule
 from bflnode.fl.rules import PRIOR_ROWS, Contribution, Rule, outputs
 from bflnode.fl.samples import Inputs, LabelledData, load_shard, read_npz
@@ -25,12 +25,12 @@ from .worker_protocol import (
     MAX_PREDICTIONS,
     AggregateJob,
     AggregateResult,
-    CarriedStep,
     EvaluateJob,
     EvaluateResult,
     InitialModelJob,
     InitialModelResult,
     Job,
+    LookAhead,
     MatrixJob,
     MatrixResult,
     OwnProbeJob,
@@ -122,7 +122,7 @@ def _train(job: TrainJob, report: Report, threads: int) -> TrainResult:
         report(epoch / epochs, f"epoch {epoch} of {epochs}, loss {loss:.4f}")
 
     chosen, shard = architecture(job.architecture_id), load_shard(Path(job.shard_path))
-    with _start(job.base_path, job.carried, chosen) as start:
+    with _start(job.base_path, job.ahead, chosen) as start:
         trained = train(chosen, bytes(start), shard, config, report_epoch, has_prior=job.has_prior, share=job.share)
     _write(Path(job.output_path), trained.model)
     return TrainResult(
@@ -279,7 +279,7 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
     with path.open("rb") as file:
         is_shard = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
     data = load_shard(path).test if is_shard else _samples(path, chosen)
-    with _start(job.model_path, job.carried, chosen) as model:
+    with _start(job.model_path, job.ahead, chosen) as model:
         evaluation = evaluate(chosen, model, data, _prior(job.prior_path))
     return EvaluateResult(evaluation.accuracy, evaluation.loss, evaluation.samples)
 
@@ -302,7 +302,7 @@ def _predict(job: PredictJob) -> PredictResult:
         raise ValueError(f"{job.inputs_path}: {len(inputs)} samples, ask for at most {MAX_PREDICTIONS} at a time")
     if (inputs - inputs != 0).any():
         raise ValueError(f"{job.inputs_path}: inputs have a NaN or an infinity, clean the data first")
-    with _start(job.model_path, job.carried, chosen) as model:
+    with _start(job.model_path, job.ahead, chosen) as model:
         prediction = predict(chosen, model, inputs, _prior(job.prior_path))
     probabilities = tuple(tuple(row) for row in prediction.probabilities.tolist())
     return PredictResult(tuple(prediction.labels.tolist()), probabilities)
@@ -338,17 +338,16 @@ def _models(paths: Sequence[str], chosen: Architecture) -> Iterator[list[memoryv
 
 
 @contextmanager
-def _start(path: str, step: CarriedStep | None, chosen: Architecture) -> Iterator[bytes | memoryview]:
-    """A model's canonical weights, with what a client carries: its step from what it could train from, if absurd."""
+def _start(path: str, ahead: LookAhead | None, chosen: Architecture) -> Iterator[bytes | memoryview]:
+    """A model's canonical weights, or those ahead of it; where a model is absurd, of what could be trained from."""
     from bflnode.fl.training import trainable
 
-    with _models([path] if step is None else [path, step.base_path, step.sent_path], chosen) as mapped:
-        if step is None:
+    with _models([path] if ahead is None else [path, ahead.before_path], chosen) as mapped:
+        if ahead is None:
             yield mapped[0]
         else:
-            received, base = (parse(trainable(chosen, bytes(model)), chosen.table) for model in mapped[:2])
-            sent = parse(mapped[2], chosen.table)
-            yield serialize(carried(received, base, sent, step.permille / PERMILLE))
+            received, before = (parse(trainable(chosen, bytes(model)), chosen.table) for model in mapped)
+            yield serialize(looked_ahead(received, before, ahead.share))
 
 
 def _map(path: Path) -> memoryview:

@@ -23,18 +23,16 @@ MAX_PREDICTIONS = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class CarriedStep:
-    """A share of a client's own last step, which is added to what it received; see `bflnode.fl.carry`.
+class LookAhead:
+    """How far a client goes on from what it received before it trains; see `bflnode.fl.momentum`.
 
     Attributes:
-        base_path: what the client had received then.
-        sent_path: what it sent then.
-        permille: the share, in thousandths.
+        before_path: what the client had received a learning round before.
+        share: of the difference to that.
     """
 
-    base_path: str
-    sent_path: str
-    permille: int
+    before_path: str
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class TrainJob:
         shard_path: what `bflnode.fl.samples.load_shard` reads.
         has_prior: whether the shard's label prior is added in training and in measuring; see `bflnode.fl.prior`.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
-        carried: is added to the base before it is measured and trained; none in a client's first round.
+        ahead: of the base, what is measured and trained; none in a client's first round.
         share: of the way from that to the trained model, at which the client predicts after training.
     """
 
@@ -59,7 +57,7 @@ class TrainJob:
     seed: int = 0
     device: str = "cpu"
     has_prior: bool = False
-    carried: CarriedStep | None = None
+    ahead: LookAhead | None = None
     share: float = 1.0
 
 
@@ -67,7 +65,7 @@ class TrainJob:
 class TrainResult:
     """Accuracies in [0, 1] on the shard's local test data: before (RECEIVED) and after (POST) training.
 
-    Before training is what training starts from: with the prior and what is carried. After it is at the job's `share`.
+    Before training is what training starts from: with the prior and the momentum. After it is at the job's `share`.
     """
 
     received_accuracy: float
@@ -205,14 +203,14 @@ class EvaluateJob:
 
     Attributes:
         prior_path: a shard whose label prior predicts with the model; empty for none.
-        carried: is added to the model.
+        ahead: of the model, what predicts.
     """
 
     architecture_id: str
     model_path: str
     data_path: str
     prior_path: str = ""
-    carried: CarriedStep | None = None
+    ahead: LookAhead | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,14 +228,14 @@ class PredictJob:
 
     Attributes:
         prior_path: a shard whose label prior predicts with the model; empty for none.
-        carried: is added to the model.
+        ahead: of the model, what predicts.
     """
 
     architecture_id: str
     model_path: str
     inputs_path: str
     prior_path: str = ""
-    carried: CarriedStep | None = None
+    ahead: LookAhead | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +354,7 @@ class JobRefused:
 WorkerMessage = Hello | RunJob | Progress | JobDone | JobRefused
 
 WORKER_MESSAGES: ProcessMessages[WorkerMessage] = ProcessMessages(
-    *(CarriedStep, TrainJob, RuleSettings, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, UpdateMatrixJob),
+    *(LookAhead, TrainJob, RuleSettings, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, UpdateMatrixJob),
     *(UnsettledJob, UnsettledResult, OwnProbeJob, EvaluateJob, PredictJob),
     *(InitialModelJob, TrainResult, AggregateResult, MatrixResult, OwnProbeResult, EvaluateResult, PredictResult),
     *(InitialModelResult, WarmUpJob, WarmUpResult, Hello, RunJob, Progress, JobDone, JobRefused),

@@ -1,7 +1,5 @@
 """Duties are functions of state: they appear with their phase and disappear with their transaction."""
 
-from dataclasses import replace
-
 import pytest
 
 from bflnode.consensus.duties import (
@@ -11,23 +9,23 @@ from bflnode.consensus.duties import (
     Duty,
     FetchAndVote,
     OfferedModel,
-    OwnStep,
     PostProbe,
     Register,
     RevealModel,
     Train,
+    base_before,
     duties,
-    own_last_step,
+    last_settled,
 )
-from bflnode.consensus.task import Phase, ProbeMode, class_bitmap
+from bflnode.consensus.task import Phase, ProbeMode, TaskStatus, class_bitmap
 from bflnode.consensus.transaction import Commit, Probe
-from bflnode.consensus.types import TOKEN
+from bflnode.consensus.types import TOKEN, BlobId
 from tests.consensus.harness import Harness, opened
 from tests.consensus.setups import DEADLINES, MODEL_BYTES, OUTSIDER, SPECIFICATION
 
 
-def step_of(harness: Harness, actor: int) -> OwnStep | None:
-    return own_last_step(harness.tree, harness.task, harness.account(actor))
+def before(harness: Harness, actor: int) -> BlobId | None:
+    return base_before(harness.tree, harness.task, harness.account(actor))
 
 
 def admission(harness: Harness, *, has_credential: bool) -> tuple[Duty, ...]:
@@ -90,26 +88,36 @@ def test_client_owes_training_until_its_commit_is_in_state() -> None:
     assert harness.duties(0) == ()
 
 
-def test_what_a_client_carries_is_its_last_step_and_no_void_attempt_is_one() -> None:
-    harness = opened(actors=4, rounds=4, carry_permille=800)
-    assert [step_of(harness, actor) for actor in range(4)] == [None] * 4, "nobody has sent anything"
-    base, first = harness.round.clients[0].base, harness.slot
+def test_what_a_client_looks_ahead_from_is_what_it_received_a_settled_round_before() -> None:
+    harness = opened(actors=4, rounds=4, momentum_permille=700)
+    assert [before(harness, actor) for actor in range(4)] == [None] * 4, "nothing is settled"
+    for number in (1, 2):
+        received = [client.base for client in harness.round.clients]
+        harness.play_round(actors=(1, 2, 3))
+        accounts = [harness.account(actor) for actor in range(4)]
+        assert [client.account for client in harness.round.clients] == accounts
+        assert [before(harness, actor) for actor in range(4)] == received, "also for who took no part"
+        assert harness.slot.number == number + 1
+
+
+def test_a_void_attempt_moves_nothing_ahead() -> None:
+    harness = opened(actors=4, rounds=4, momentum_permille=700)
     harness.play_round()
-    steps = [OwnStep(base, harness.model(actor, first)) for actor in range(4)]
-    assert [step_of(harness, actor) for actor in range(4)] == steps
+    received = [before(harness, actor) for actor in range(4)]
     harness.play_to(Phase.REVEAL)
     harness.wait_until_due()
-    assert harness.slot == replace(first, number=2, attempt=1)
-    assert [step_of(harness, actor) for actor in range(4)] == steps
+    assert (harness.slot.number, harness.slot.attempt) == (2, 1)
+    assert [before(harness, actor) for actor in range(4)] == received
 
 
-def test_what_a_client_carries_is_its_last_step_also_after_rounds_without_it() -> None:
-    harness = opened(actors=4, rounds=4, carry_permille=800)
-    base, first = harness.round.clients[0].base, harness.slot
-    harness.play_round()
-    harness.play_round(actors=(1, 2, 3))
-    assert step_of(harness, 0) == OwnStep(base, harness.model(0, first))
-    assert step_of(harness, 1) != OwnStep(base, harness.model(1, first))
+def test_there_is_a_model_before_after_the_last_round_and_none_without_momentum() -> None:
+    for momentum, is_there in ((700, True), (0, False)):
+        harness = opened(actors=4, rounds=1, momentum_permille=momentum)
+        base = harness.round.clients[0].base
+        harness.play_round()
+        assert harness.task.status is TaskStatus.DONE
+        assert last_settled(harness.tree, harness.task) == 1
+        assert before(harness, 0) == (base if is_there else None)
 
 
 def test_deadline_is_in_header_time() -> None:

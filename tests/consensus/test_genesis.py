@@ -9,7 +9,7 @@ import pytest
 from bflnode.consensus.block import Validator
 from bflnode.consensus.encoding import encode
 from bflnode.consensus.genesis import (
-    DEFAULT_CARRY_PERMILLE,
+    DEFAULT_MOMENTUM_PERMILLE,
     DEFAULT_STEP_PERMILLE,
     MAX_GENESIS_ACCOUNTS,
     MAX_GENESIS_BYTES,
@@ -330,8 +330,8 @@ def test_a_task_that_compares_updates_needs_no_probe_set() -> None:
         ("clip_permille", 0),
         ("step_permille", 0),
         ("step_permille", 10_001),
-        ("carry_permille", -1),
-        ("carry_permille", 2_001),
+        ("momentum_permille", -1),
+        ("momentum_permille", 1_001),
         ("shared_permille", 1_001),
         ("similarity", "looks"),
         ("tolerance", 0),
@@ -355,8 +355,8 @@ def test_defaults_of_a_task_are_those_of_the_papers_evaluation_but_for_the_rule(
     assert (task.psi, task.clusters, task.tolerance) == (32, 2, 10)
     assert (task.probe_mode, task.weighting) == (ProbeMode.PUBLIC, Weighting.UNIFORM)
     assert (task.rule, task.combination) == (Rule.PRIOR_ROWS, Combination.MEAN)
-    assert (task.step_permille, task.carry_permille) == (1250, 700)
-    assert (DEFAULT_STEP_PERMILLE[Rule.PAA], DEFAULT_CARRY_PERMILLE[Rule.PAA]) == (1000, 0)
+    assert (task.step_permille, task.momentum_permille) == (1250, 700)
+    assert (DEFAULT_STEP_PERMILLE[Rule.PAA], DEFAULT_MOMENTUM_PERMILLE[Rule.PAA]) == (1000, 0)
     assert task.deadlines == default_deadlines()
 
 

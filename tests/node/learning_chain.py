@@ -91,7 +91,7 @@ class LearningChain:
         rule: Rule = Rule.PAA,
         combination: Combination = Combination.MEAN,
         step_permille: int = 1000,
-        carry_permille: int = 0,
+        momentum_permille: int = 0,
         shared_permille: int = 1000,
         similarity: Similarity = Similarity.PROTOTYPES,
         probe_labels: Sequence[int] = (1,) * 8,
@@ -114,7 +114,7 @@ class LearningChain:
             rule=rule,
             combination=combination,
             step_permille=step_permille,
-            carry_permille=carry_permille,
+            momentum_permille=momentum_permille,
             shared_permille=shared_permille,
             similarity=similarity,
         )

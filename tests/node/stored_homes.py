@@ -81,7 +81,7 @@ def learning_keys() -> tuple[SecretKey, ...]:
 
 def learning_home(root: Path, rounds: int = 2) -> Home:
     """The home of the first client of a network that trained real models, which are all in it."""
-    chain = LearningChain(root / "data", carry_permille=800)
+    chain = LearningChain(root / "data", momentum_permille=700)
     chain.register_all()
     for _ in range(rounds):
         chain.run_round()

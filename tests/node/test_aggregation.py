@@ -54,7 +54,7 @@ def test_thousandths_become_the_nearest_doubles() -> None:
         ({"combination": Combination.NORM_CLIPPING}, "paa of norm-clipping", True, False),
         ({"step_permille": 1_500}, "paa of mean, step 1.5", True, False),
         ({"rule": Rule.PRIOR_ROWS, "step_permille": 2_000}, "prior-rows of mean, step 2", True, True),
-        ({"carry_permille": 800}, "paa of mean, carry 0.8", False, False),
+        ({"momentum_permille": 800}, "paa of mean, momentum 0.8", False, False),
         ({"rule": Rule.PRIOR_ROWS, "shared_permille": 300}, "prior-rows of mean, shared 0.3", True, True),
         ({"similarity": Similarity.UPDATES}, "paa of mean, compared by updates", True, False),
     ],

@@ -224,15 +224,15 @@ def test_model_is_measured_with_the_label_prior_of_the_own_data(learned: Path) -
     assert "no node's label prior fits it: leave out --prior" in complaint(refused, 1)
 
 
-def test_model_is_measured_with_what_the_node_carries_into_its_next_round(learned: Path) -> None:
-    choices: tuple[tuple[str, ...], ...] = ((), ("--carry",), ("--no-carry",))
-    default, carried, plain = (read("model", "eval", *choice, "--home", learned) for choice in choices)
-    assert (default["has_carry"], carried["has_carry"], plain["has_carry"]) == (True, True, False)
-    assert default["loss"] == carried["loss"] != plain["loss"]
-    assert "with what it carries" in run("model", "eval", "--home", learned).output
+def test_model_is_measured_ahead_of_what_the_node_trains_from_next(learned: Path) -> None:
+    choices: tuple[tuple[str, ...], ...] = ((), ("--momentum",), ("--no-momentum",))
+    default, ahead, plain = (read("model", "eval", *choice, "--home", learned) for choice in choices)
+    assert (default["has_momentum"], ahead["has_momentum"], plain["has_momentum"]) == (True, True, False)
+    assert default["loss"] == ahead["loss"] != plain["loss"]
+    assert "with momentum" in run("model", "eval", "--home", learned).output
     older = ("--cluster", "0", "--round", "1", "--home", learned)
-    assert read("model", "eval", *older)["has_carry"] is False
-    assert "nothing is carried into the model of cluster 0" in complaint(run("model", "eval", "--carry", *older), 1)
+    assert read("model", "eval", *older)["has_momentum"] is False
+    assert "no training goes on from the model of cluster 0" in complaint(run("model", "eval", "--momentum", *older), 1)
 
 
 def test_model_classifies_a_persons_samples(learned: Path, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_model_classifies_a_persons_samples(learned: Path, tmp_path: Path) -> No
         assert prediction["probability"] == max(prediction["probabilities"])
     expecting = read("model", "predict", samples, "--prior", "--home", learned)
     assert expecting["predictions"][0]["probabilities"] != found["predictions"][0]["probabilities"]
-    moved = read("model", "predict", samples, "--carry", "--home", learned)
+    moved = read("model", "predict", samples, "--momentum", "--home", learned)
     assert moved["predictions"][0]["probabilities"] != found["predictions"][0]["probabilities"]
     np.savez(samples, wrong=np.zeros(3))
     assert "no array 'inputs'" in complaint(run("model", "predict", samples, "--home", learned), 1)

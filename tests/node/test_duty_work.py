@@ -15,7 +15,6 @@ from bflnode.consensus.duties import (
     AttestTo,
     FetchAndVote,
     OfferedModel,
-    OwnStep,
     Register,
     RevealModel,
     Train,
@@ -228,19 +227,17 @@ async def test_a_model_is_trained_once_for_an_attempt_and_its_retries_from_the_s
         assert (reveal.model.hex(), reveal.size) == (model, at.specification.model_bytes)
 
 
-async def test_a_client_without_the_files_of_its_last_step_trains_from_what_it_received_and_says_so(
+async def test_a_client_that_lost_what_it_received_before_trains_without_momentum_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with bench(tmp_path) as at:
-        base, sent = (offered.model for offered in at.models[:2])
-        lost = BlobId(bytes(32))
         models = []
-        for attempt, step in enumerate((None, OwnStep(base, lost), OwnStep(base, sent))):
+        for attempt, before in enumerate((None, BlobId(bytes(32)), at.models[0].model)):
             at.node.journal.delete(at.node.journal.entry(at.slot))
             duty = Train(at.slot, at.specification.initial_model, at.specification, at.soon_ms())
-            await at.work.train(duty, step)
+            await at.work.train(duty, before)
             models.append(at.node.journal.entry(at.slot).model)
-            warned = [record.getMessage() for record in caplog.records if "nothing is carried" in record.getMessage()]
+            warned = [record.getMessage() for record in caplog.records if "without momentum" in record.getMessage()]
             assert len(warned) == min(attempt, 1)
     assert models[0] == models[1] != models[2]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bflnode.consensus import duties as owed
-from bflnode.consensus.duties import Duty, own_last_step
+from bflnode.consensus.duties import Duty, base_before
 from bflnode.consensus.registration import newcomers_base
 from bflnode.consensus.tables import SETTLED, TASKS, all_tasks
 from bflnode.consensus.task import Phase, ProbeMode, TaskStatus
@@ -77,8 +77,7 @@ class Disk:
         assert not needed & self.removed
         for duty in harness.duties(0):
             if isinstance(duty, owed.Train):
-                step = own_last_step(harness.tree, harness.task, harness.account(0))
-                assert step is None or not {step.base, step.sent} & self.removed
+                assert base_before(harness.tree, harness.task, harness.account(0)) not in self.removed
                 model = harness.model(0, duty.slot)
                 slot = duty.slot
                 entry = RoundEntry(slot.task.hex(), slot.number, slot.attempt, duty.base.hex(), model.hex())
@@ -91,7 +90,7 @@ class Disk:
                 needed.add(harness.opening(0, duty.slot).samples)
         for found in needed:
             self.files.setdefault(found, StoredBlob(found, 1000, harness.now_ms))
-        retention = Retention(harness.tree, harness.account(0), self.entries.values(), (), self.keep_rounds)
+        retention = Retention(harness.tree, self.entries.values(), (), self.keep_rounds)
         for gone in retention.removable(self.files.values()):
             del self.files[gone.id]
             self.removed.add(gone.id)
@@ -130,7 +129,7 @@ def test_models_go_as_a_task_goes_on_and_every_duty_finds_its_own(mode: ProbeMod
 def play(mode: ProbeMode, keep_rounds: int, steps: Iterable[tuple[set[int], str]]) -> Disk:
     """Two tasks of which the first is played, with pruning after each block; times of files are believed at once."""
     second = replace(SPECIFICATION, name="second", probe_mode=mode, rounds=2, initial_model=blob("second"))
-    first = replace(SPECIFICATION, probe_mode=mode, rounds=4, clients_start=3, carry_permille=800)
+    first = replace(SPECIFICATION, probe_mode=mode, rounds=4, clients_start=3, momentum_permille=700)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pruning, "DOUBT_MS", 0)
         harness = Harness(actors=5, specifications=(first, second))
@@ -176,7 +175,7 @@ def played(rounds: int, **changes: object) -> Harness:
 
 def removable(harness: Harness, blobs: Iterable[BlobId], rounds: int, written_ms: int = OLD_MS) -> list[BlobId]:
     stored = [StoredBlob(found, 1000, written_ms) for found in blobs]
-    return [found.id for found in Retention(harness.tree, harness.account(0), (), (), rounds).removable(stored)]
+    return [found.id for found in Retention(harness.tree, (), (), rounds).removable(stored)]
 
 
 def models_of(harness: Harness, number: int) -> set[BlobId]:
@@ -206,20 +205,8 @@ def test_what_a_task_starts_from_and_pins_stay_for_ever() -> None:
     assert removable(harness, start, rounds=1) == []
     pinned = min(models_of(harness, 1))
     stored = [StoredBlob(found, 1, OLD_MS) for found in sorted(models_of(harness, 1))]
-    gone = Retention(harness.tree, harness.account(0), (), (pinned,), 1).removable(stored)
+    gone = Retention(harness.tree, (), (pinned,), 1).removable(stored)
     assert {found.id for found in gone} == models_of(harness, 1) - {pinned}
-
-
-def test_the_own_last_step_is_kept_through_rounds_of_absence_where_it_is_carried() -> None:
-    for carry, is_kept in ((800, True), (0, False)):
-        harness = played(1, carry_permille=carry)
-        base, first = harness.round.clients[0].base, harness.slot
-        harness.play_round()
-        for _ in range(2):
-            harness.play_round(actors=(1, 2, 3))
-        own = [base, harness.model(0, first)]
-        assert removable(harness, own, rounds=1) == ([] if is_kept else own)
-        assert removable(harness, [harness.model(1, first)], rounds=1) == [harness.model(1, first)]
 
 
 def test_models_of_a_voided_attempt_stay_while_their_round_runs() -> None:
@@ -252,9 +239,9 @@ def test_an_own_model_that_is_not_revealed_yet_stays_by_the_journal() -> None:
     model = blob("own")
     entry = RoundEntry(slot.task.hex(), slot.number, slot.attempt, base="", model=model.hex())
     stored = [StoredBlob(model, 1, OLD_MS)]
-    assert Retention(harness.tree, harness.account(0), (entry,), (), 1).removable(stored) == ()
+    assert Retention(harness.tree, (entry,), (), 1).removable(stored) == ()
     older = replace(entry, number=1)
-    retention = Retention(harness.tree, harness.account(0), (older,), (), 1)
+    retention = Retention(harness.tree, (older,), (), 1)
     assert [found.id for found in retention.removable(stored)] == [model]
     assert [retention.is_over(found) for found in (entry, older, replace(older, task="ab"))] == [False, True, False]
 
@@ -276,7 +263,7 @@ def learning(tmp_path: Path) -> Iterator[LearningChain]:
 
 
 def pruner_of(chain: LearningChain, keep_rounds: int) -> Pruner:
-    return Pruner(chain.store, ACCOUNT, chain.blobs, Journal(chain.home / "rounds"), keep_rounds)
+    return Pruner(chain.store, chain.blobs, Journal(chain.home / "rounds"), keep_rounds)
 
 
 def reexecuted(chain: LearningChain) -> tuple[int | None, int]:
@@ -356,7 +343,7 @@ class WatchedPruner(Pruner):
 
 async def test_a_running_node_prunes_when_it_starts_and_when_a_round_is_settled(learning: LearningChain) -> None:
     chain = Chain(learning.store)
-    pruner = WatchedPruner(learning.store, ACCOUNT, learning.blobs, Journal(learning.home / "rounds"), 2)
+    pruner = WatchedPruner(learning.store, learning.blobs, Journal(learning.home / "rounds"), 2)
     pruner.watch()
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:

@@ -16,7 +16,7 @@ from bflnode.fl.samples import load_shard
 from bflnode.node.duty_work import DutyWork, training_job
 from bflnode.node.node import Node
 from bflnode.node.verify import Verification, verify_chain
-from bflnode.node.workers.worker_protocol import CarriedStep
+from bflnode.node.workers.worker_protocol import LookAhead
 from tests.node.nodes import (
     client_of,
     going,
@@ -105,22 +105,22 @@ async def test_a_robust_combination_within_clusters_is_re_executed_and_paid(tmp_
     assert [(task.settled, task.reexecuted) for task in verification.reexecution] == [(1, 1)]
 
 
-async def test_clients_train_from_what_they_received_and_a_share_of_their_last_step(tmp_path: Path) -> None:
-    net = small_network(tmp_path, rounds=3, similarity="updates", shared_permille=400, carry_permille=700, alpha=0.1)
+async def test_clients_train_from_ahead_of_what_they_received(tmp_path: Path) -> None:
+    net = small_network(tmp_path, rounds=3, similarity="updates", shared_permille=400, momentum_permille=700, alpha=0.1)
     async with running(net.homes) as nodes:
         await until_done(nodes, patience_s=60)
         rounds = settled_rounds(nodes[0])
         for node in nodes:
-            await _assert_carried(node, tmp_path)
+            await _assert_trained_ahead(node, tmp_path)
         verification = await _verified(nodes[1])
     assert [settled.aggregation is not None and len(set(settled.aggregation.outputs)) for settled in rounds] == [2] * 3
     assert verification.is_valid
     assert [(task.settled, task.reexecuted) for task in verification.reexecution] == [(3, 3)]
 
 
-async def _assert_carried(node: Node, scratch: Path) -> None:
-    """Train and measure again what a node has revealed: first from the base alone, then with 0.7 of its last step."""
-    step = None
+async def _assert_trained_ahead(node: Node, scratch: Path) -> None:
+    """Train and measure again what a node has revealed: first from the base, then 0.7 of a round ahead."""
+    ahead = None
     for settled in settled_rounds(node):
         own, tools = client_of(settled, node.key.account), node.participant._work._tools
         assert own.revealed is not None
@@ -128,10 +128,10 @@ async def _assert_carried(node: Node, scratch: Path) -> None:
         base, sent = (node.blobs.path(blob) for blob in (own.base, own.revealed.model))
         job = training_job(specification, tools, base=base, output=again, slot=settled.slot)
         share = share_of_training(INTERPOLATION, settled.slot.number)
-        repeated = await tools.trainer.run(replace(job, has_prior=True, carried=step, share=share))
+        repeated = await tools.trainer.run(replace(job, has_prior=True, ahead=ahead, share=share))
         assert again.read_bytes() == sent.read_bytes()
         assert repeated.post_accuracy == tools.journal.entry(settled.slot).post_accuracy
-        step = CarriedStep(str(base), str(sent), 700)
+        ahead = LookAhead(str(base), 0.7)
 
 
 def _verdicts(node: Node) -> list[tuple[bytes, Fault]]:

@@ -41,17 +41,29 @@ def test_the_prior_is_the_logarithm_of_class_shares_and_never_sent() -> None:
     assert np.array_equal(update.sent["decision.weight"][2], client.received["decision.weight"][2])
 
 
-def test_a_client_starts_from_what_it_received_and_a_share_of_its_own_last_step() -> None:
-    method = make_method("prior-rows", {"carry": 0.5})
-    first = method.train(local())
-    received = shifted(initial(), 7.0)
+@pytest.mark.parametrize(("number", "ahead"), [(2, 3.5), (5, 3.5), (10, 0.875)])
+def test_a_client_starts_ahead_of_what_it_received_in_the_direction_of_the_last_round(
+    number: int, ahead: float
+) -> None:
+    method = make_method("prior-rows", {"momentum": 0.5})
+    before = method.train(replace(local(), round=number - 1))
 
-    model = method.personal_model(local(received=received, kept=first.kept))
+    client = replace(local(received=shifted(initial(), 7.0), kept=before.kept), round=number)
+    start = method.personal_model(client)
 
-    assert isinstance(model, WithPrior)
-    own_step = {name: first.sent[name] - tensor for name, tensor in initial().items()}
-    expected = {name: tensor + 0.5 * own_step[name] for name, tensor in received.items()}
-    assert is_close(get_tensors(model.classifier), expected)
+    assert isinstance(start, WithPrior)
+    assert is_close(get_tensors(start.classifier), shifted(initial(), 7.0 + ahead))
+    assert is_close(get_tensors(method.general_model(client)), client.received)  # type: ignore[arg-type]  # a classifier
+
+
+def test_a_client_that_took_no_part_in_the_round_before_starts_from_what_it_received() -> None:
+    method = make_method("prior-rows", {})
+    kept = method.train(replace(local(), round=2)).kept
+
+    start = method.personal_model(replace(local(received=shifted(initial(), 7.0), kept=kept), round=4))
+
+    assert isinstance(start, WithPrior)
+    assert is_close(get_tensors(start.classifier), shifted(initial(), 7.0))
 
 
 @pytest.mark.parametrize(("shared", "parts"), [(1.0, (2.0, 2.0)), (0.5, (1.5, 2.5)), (0.0, (1.0, 3.0))])
@@ -106,21 +118,21 @@ def test_without_rows_the_decision_layer_is_the_mean_over_all() -> None:
     assert is_close(given.newcomers, shifted(initial(), 2.0))
 
 
-def test_nothing_is_kept_where_nothing_is_carried() -> None:
-    assert not make_method("prior-rows", {"carry": 0.0}).train(local()).kept
+def test_nothing_is_kept_without_momentum() -> None:
+    assert not make_method("prior-rows", {"momentum": 0.0}).train(local()).kept
 
 
-def test_a_client_that_expects_all_classes_alike_predicts_without_its_prior_and_its_last_step() -> None:
+def test_a_client_that_expects_all_classes_alike_predicts_without_its_prior_and_momentum() -> None:
     method = make_method("prior-rows", {"expects": "uniform"})
     client = local(labels=[0, 1])
     update = method.train(client)
-    later = replace(client, round=2, kept=update.kept)
-    carrying = make_method("prior-rows", {}).personal_model(later)
+    later = replace(client, round=2, received=shifted(initial(), 7.0), kept=update.kept)
+    ahead = make_method("prior-rows", {}).personal_model(later)
 
     assert is_close(get_tensors(update.model), update.sent)
     assert is_close(get_tensors(method.personal_model(later)), later.received)
-    assert isinstance(carrying, WithPrior)
-    assert not is_close(get_tensors(carrying.classifier), later.received)
+    assert isinstance(ahead, WithPrior)
+    assert not is_close(get_tensors(ahead.classifier), later.received)
 
 
 def test_predictions_for_everybody_are_made_without_the_prior() -> None:

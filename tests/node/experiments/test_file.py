@@ -126,10 +126,10 @@ def test_what_the_chain_cant_hold_is_refused_with_both_ways_out(settings: str, w
         ('name = "prior-rows"\nserver_step = 10.001', "which takes server_step from 0.001 to 10, and it is 10.001: "),
         ('name = "prior-rows"\nserver_step = 0.0001', "which takes server_step from 0.001 to 10, and it is 0.0001: "),
         (
-            'name = "prior-rows"\ncarry = 1e9',
-            "which takes carry from 0 to 2, and it is 1000000000.0: change it, or run",
+            'name = "prior-rows"\nmomentum = 1e9',
+            "which takes momentum from 0 to 1, and it is 1000000000.0: change it, or run",
         ),
-        ('name = "prior-rows"\ncarry = inf', "which takes carry from 0 to 2, and it is inf: "),
+        ('name = "prior-rows"\nmomentum = inf', "which takes momentum from 0 to 1, and it is inf: "),
         ('name = "prior-rows"\nserver_step = nan', "which takes server_step from 0.001 to 10, and it is nan: "),
         (f'name = "prior-rows"\nshared = {10**400}', "which takes shared from 0 to 1, and it is '1000"),
         ('name = "paa"\n[robust]\nhostile = 0.4999', "which takes hostile from 0 to 0.499, and it is 0.4999: "),
@@ -151,8 +151,8 @@ def test_what_is_out_of_the_chains_range_is_refused_with_the_method_the_setting_
     "settings",
     [
         'name = "paa"\nclusters = 32\n[robust]\nhostile = 0.499\nclip = 1000',
-        'name = "prior-rows"\nserver_step = 10\ncarry = 2\nshared = 0',
-        'name = "prior-rows"\nserver_step = 0.001\ncarry = 0\nclusters = 1\n[robust]\nclip = 0.001\nhostile = 0',
+        'name = "prior-rows"\nserver_step = 10\nmomentum = 1\nshared = 0',
+        'name = "prior-rows"\nserver_step = 0.001\nmomentum = 0\nclusters = 1\n[robust]\nclip = 0.001\nhostile = 0',
     ],
 )
 def test_the_ends_of_the_chains_ranges_make_a_genesis(settings: str, tmp_path: Path) -> None:

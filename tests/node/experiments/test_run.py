@@ -29,7 +29,7 @@ from bflnode.node.experiments.store import ExperimentFolder, describe, make_fold
 from bflnode.node.workers.worker_jobs import run_job
 from bflnode.node.workers.worker_protocol import (
     AggregateJob,
-    CarriedStep,
+    LookAhead,
     MatrixJob,
     MatrixResult,
     PublicProbe,
@@ -222,7 +222,7 @@ def test_two_processes_dont_run_one_experiment(folder: Folder) -> None:
     [
         ('name = "paa"', "mean", RuleSettings()),
         ('name = "paa"', "median", RuleSettings(combination="median")),
-        ('name = "prior-rows"\ncarry = 0.7', "mean", RuleSettings(name="prior-rows", step_permille=1250)),
+        ('name = "prior-rows"\nmomentum = 0.7', "mean", RuleSettings(name="prior-rows", step_permille=1250)),
         (
             'name = "prior-rows"\nsimilarity = "updates"\nshared = 0.3',
             "mean",
@@ -267,14 +267,14 @@ class _Worker:
         self.sent: list[BlobId] = [BlobId(bytes(32))] * 4
         self._chosen = architecture("mlp/1x8x8/10")
         self._directory, self._population, self._rule = directory, population, rule
-        self._steps: dict[int, CarriedStep] = {}
+        self._ahead: dict[int, LookAhead] = {}
         self._bases: list[str] = [""] * 4
         self._put(self._chosen.initial_weights(1))
         probe = population.held.probe
         self._probe_set = self._path(self._put(serialize_samples(probe.inputs, probe.labels)))
 
     def train(self, number: int, client: int, base: BlobId) -> tuple[float, float]:
-        """Train from a base, with what the client carries from its last round; the accuracies before and after."""
+        """Train from a base, with momentum from the second round on; the accuracies before and after."""
         shard, model = self._directory / f"shard{client}", self._directory / "trained"
         save_shard(shard, self._population.shard((client,)))
         self._bases[client] = self._path(base)
@@ -290,14 +290,14 @@ class _Worker:
             seed=drawn_seed("training", 1, number, client),
             device="cpu",
             has_prior=is_own,
-            carried=self._steps.get(client),
+            ahead=self._ahead.get(client),
             share=share_of_training(INTERPOLATION, number) if is_own else 1.0,
         )
         result = run_job(job, lambda *_: None, 1)
         assert isinstance(result, TrainResult)
         self.sent[client] = self._put(model.read_bytes())
         if is_own:
-            self._steps[client] = CarriedStep(self._bases[client], self._path(self.sent[client]), 700)
+            self._ahead[client] = LookAhead(self._bases[client], 0.7)
         return result.received_accuracy, result.post_accuracy
 
     def triangle(self, probe_seed: bytes | None) -> bytes:

@@ -99,7 +99,7 @@ def test_the_task_is_what_was_asked_for(tmp_path: Path) -> None:
         weighting="samples",
         rule="prior-rows",
         step_permille=1500,
-        carry_permille=0,
+        momentum_permille=0,
         shared_permille=300,
         psi=8,
         min_clients=2,
@@ -113,7 +113,7 @@ def test_the_task_is_what_was_asked_for(tmp_path: Path) -> None:
     assert (specification.epochs, specification.batch_size, specification.learning_rate_micro) == (2, 16, 50_000)
     assert (specification.probe_mode, specification.weighting) == (ProbeMode.AGGREGATOR, Weighting.SAMPLES)
     assert (specification.rule, specification.step_permille) == (Rule.PRIOR_ROWS, 1500)
-    assert (specification.carry_permille, specification.shared_permille) == (0, 300)
+    assert (specification.momentum_permille, specification.shared_permille) == (0, 300)
     assert (specification.clients_min, specification.clients_start) == (2, NODES)
     assert specification.architecture == "cnn/1x8x8/10"
     assert task.escrow == 7 * specification.reward
@@ -130,12 +130,12 @@ def test_a_combination_and_its_numbers_are_what_was_asked_for(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("rule", "numbers"), [("prior-rows", (1250, 700)), ("paa", (1000, 0))])
-def test_step_and_carry_are_those_of_the_rule_unless_asked_otherwise(
+def test_step_and_momentum_are_those_of_the_rule_unless_asked_otherwise(
     tmp_path: Path, rule: str, numbers: tuple[int, int]
 ) -> None:
     (task,) = make_testnet(tmp_path / "net", replace(OPTIONS, rule=rule)).homes[0].load_genesis().tasks
 
-    assert (task.specification.step_permille, task.specification.carry_permille) == numbers
+    assert (task.specification.step_permille, task.specification.momentum_permille) == numbers
     assert (task.specification.shared_permille, task.specification.similarity) == (1000, Similarity.PROTOTYPES)
 
 

@@ -26,10 +26,10 @@ from bflnode.node.workers.worker_protocol import (
     MAX_PREDICTIONS,
     AggregateJob,
     AggregateResult,
-    CarriedStep,
     EvaluateJob,
     InitialModelJob,
     InitialModelResult,
+    LookAhead,
     MatrixJob,
     OwnProbeJob,
     PredictJob,
@@ -151,19 +151,22 @@ async def test_training_reports_its_progress(trainer: Trainer, files: Path, tmp_
     assert seen[0][1].startswith("epoch ")
 
 
-async def test_a_hostile_base_leaves_no_endless_step_to_carry(trainer: Trainer, files: Path, tmp_path: Path) -> None:
-    """An honest client trains from what it can of such a model; its step is from there."""
+async def test_a_hostile_model_of_the_round_before_is_tamed_first(
+    trainer: Trainer, files: Path, tmp_path: Path
+) -> None:
+    """Training starts from what it can of such a model, and so does the difference to it."""
     largest = {
         name: np.full_like(tensor, 3e38) for name, tensor in parse(CHOSEN.initial_weights(0), CHOSEN.table).items()
     }
-    base, sent, plain, moved = (tmp_path / name for name in ("base", "sent", "plain", "moved"))
-    base.write_bytes(serialize(largest))
-    sent.write_bytes(trainable(CHOSEN, base.read_bytes()))
-    await trainer.run(train_job(files, plain))
-    carried = CarriedStep(str(base), str(sent), 800)
-    await trainer.run(replace(train_job(files, moved), carried=carried))
+    hostile, tamed = tmp_path / "hostile", tmp_path / "tamed"
+    hostile.write_bytes(serialize(largest))
+    tamed.write_bytes(trainable(CHOSEN, hostile.read_bytes()))
+    trained = []
+    for before in (hostile, tamed):
+        await trainer.run(replace(train_job(files, tmp_path / "trained"), ahead=LookAhead(str(before), 0.7)))
+        trained.append((tmp_path / "trained").read_bytes())
 
-    assert moved.read_bytes() == plain.read_bytes()
+    assert trained[0] == trained[1]
 
 
 async def test_aggregation_writes_the_defined_bytes_for_each_cluster(
@@ -280,7 +283,7 @@ async def test_bad_inputs_are_refused_by_name_and_the_worker_lives_on(
         "weights go from 0": replace(single, weights=(0,)),
         "no rule 'fastest'": replace(single, rule=RuleSettings(name="fastest")),
         "1 models with 0 bases": replace(single, rule=RuleSettings(step_permille=2000)),
-        str(hostile.name): replace(good, carried=CarriedStep(good.base_path, str(hostile), 800)),
+        str(hostile.name): replace(good, ahead=LookAhead(str(hostile), 0.7)),
         "2 models with 1 bases": UpdateMatrixJob(ARCHITECTURE, (good.base_path,) * 2, (good.base_path,)),
         "0 bitmaps": replace(single, rule=RuleSettings(name="prior-rows"), base_paths=(good.base_path,)),
     }

@@ -174,7 +174,8 @@ class TaskSpecification(Record):
     and Krum count on being hostile, `clip_permille` the longest step under norm clipping, in thousandths of the median
     one. `step_permille` is how far an output goes from what was received towards the combination; 1000 is all the way.
     `momentum_permille` is how far a client goes on from what it received before it trains, as a share of the difference
-    to what it received a learning round before: in the first five rounds; in round r after them (5 / r)^2 of that share. Advice.
+    to what it received a learning round before: in the first five rounds; in round r after them (5 / r)^2 of that.
+    Advice.
     `shared_permille` is the part of everybody's model in each cluster's output under PRIOR_ROWS; 1000 is one model for
     all. `similarity` says by what clusters are found. The paper's are PAA, MEAN, 1000, 0, 1000 and PROTOTYPES.
     """

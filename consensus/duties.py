@@ -20,7 +20,7 @@ from .tables import (
     participant_key,
     settled_key,
 )
-from .task import Aggregation, LearningRound, Phase, ProbeMode, Task, TaskSpecification, TaskStatus
+from .task import Aggregation, LearningRound, Phase, ProbeMode, SettledClient, Task, TaskSpecification, TaskStatus
 from .transaction import Slot
 from .types import AccountId, BlobId, Hash
 
@@ -72,7 +72,7 @@ class PostProbe:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Train from `base`, ahead of it where the task's clients have momentum (`base_before`); commit to the result."""
+    """Train from `base`, or from ahead of it where the task's clients have momentum; commit to the result."""
 
     slot: Slot
     base: BlobId
@@ -168,17 +168,15 @@ def last_settled(reader: StateReader, task: Task) -> int:
     return task.round if SETTLED.get(reader, settled_key(task.id, task.round)) is not None else task.round - 1
 
 
-def base_before(reader: StateReader, task: Task, account: AccountId) -> BlobId | None:
-    """What a client received for the last settled learning round, whether it took part or not.
+def last_part(reader: StateReader, task: Task, account: AccountId) -> SettledClient | None:
+    """A client's part in the last settled learning round: what it had received, and revealed, if it did.
 
-    None for who was no client then, and where the task's clients have no momentum, which is what this is for. Not part
-    of a duty, since it reads a settled round, and duties are looked for after each block.
+    None for who was no client then. Not part of a duty, since it reads a settled round, and duties are looked for after
+    each block.
     """
-    if task.specification.momentum_permille == 0:
-        return None
     settled = SETTLED.get(reader, settled_key(task.id, last_settled(reader, task)))
     clients = () if settled is None else settled.clients
-    return next((client.base for client in clients if client.account == account), None)
+    return next((client for client in clients if client.account == account), None)
 
 
 def _can_admit(genesis: Genesis, reader: StateReader) -> bool:

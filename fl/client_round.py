@@ -132,7 +132,7 @@ class Player:
             samples=len(shard.train),
             histogram=shard.train.histogram(),
             received_accuracies=received,
-            post_accuracies=self._measured(_after(before, update.model, job), job),
+            post_accuracies=self._measured(_after(update.start or before, update.model, job), job),
             global_accuracy=general,
             loss=update.loss,
             seconds=seconds,
@@ -161,10 +161,10 @@ class Player:
             ) from error
 
 
-def _after(before: nn.Module, trained: nn.Module, job: ClientJob) -> nn.Module:
+def _after(start: nn.Module, trained: nn.Module, job: ClientJob) -> nn.Module:
     """What predicts after training."""
     try:
-        return interpolated(before, trained, share_of_training(job.method.interpolation, job.round))
+        return interpolated(start, trained, share_of_training(job.method.interpolation, job.round))
     except ValueError as error:
         raise MethodError(f"method {job.method.name}: {error}") from error
 

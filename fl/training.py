@@ -141,17 +141,19 @@ def train(
     config: TrainingConfig,
     on_progress: ProgressCallback | None = None,
     *,
+    before: bytes | None = None,
     has_prior: bool = False,
     share: float = 1.0,
 ) -> TrainingResult:
-    """Train a received model on a client's own data: the same bytes for the same arguments on one machine.
+    """Train a model on a client's own data: the same bytes for the same arguments on one machine.
 
     Args:
         architecture: of the base model.
-        base: canonical weights of the model received, hostile ones too: they are `trainable` before anything else.
+        base: canonical weights to start from, hostile ones too: they are `trainable` before anything else.
         shard: the client's data.
         config: optimiser, epochs, seed, device.
         on_progress: called after each epoch; what it raises ends the training.
+        before: canonical weights that predict before training; None for the base.
         has_prior: train and measure with the client's label prior, which stays out of the model; see `prior`.
         share: of the way from the base to the trained model, at which the client predicts after training; see
             `interpolation`. The model that is returned is the trained one.
@@ -164,9 +166,13 @@ def train(
     _refuse_unfit_data(architecture, shard.train)
     with repeatable_torch(config.threads):
         device = choose_device(config.device)
-        classifier = architecture.load(trainable(architecture, base)).to(device)
-        module = with_prior(classifier, shard.train.histogram()) if has_prior else classifier
-        received = measure(module, shard.test)
+        prior = shard.train if has_prior else None
+        module, predicting = (
+            _predicting(architecture, trainable(architecture, weights), prior).to(device)
+            for weights in (base, base if before is None else before)
+        )
+        classifier = module.classifier if isinstance(module, WithPrior) else module
+        received = measure(predicting, shard.test)
         start = module if share == 1 else copy.deepcopy(module)
         losses = fit(module, shard.train, config, on_progress=on_progress)
         post = measure(interpolated(start, module, share), shard.test)

@@ -25,7 +25,7 @@ from bflnode.consensus.duties import (
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Rejection
-from bflnode.consensus.task import PERMILLE, Aggregation, ProbeMode, TaskSpecification
+from bflnode.consensus.task import PERMILLE, Aggregation, ProbeMode, SettledClient, TaskSpecification
 from bflnode.consensus.transaction import Aggregate as AggregateBody
 from bflnode.consensus.transaction import (
     Attest,
@@ -43,7 +43,7 @@ from bflnode.consensus.transaction import (
 )
 from bflnode.consensus.types import BlobId, ChainId, Hash
 from bflnode.fl.architectures import UnknownArchitecture, architecture
-from bflnode.fl.interpolation import INTERPOLATION, share_of_training
+from bflnode.fl.interpolation import INTERPOLATION, MEMORY, share_of_training
 from bflnode.fl.momentum import share_of_last_round
 from bflnode.fl.samples import DatasetError, load_shard
 from bflnode.fl.weights import InvalidWeights, parse
@@ -53,6 +53,7 @@ from bflnode.node.workers.trainer import JobError, Trainer
 from bflnode.node.workers.worker_protocol import (
     LookAhead,
     MatrixJob,
+    Memory,
     OwnProbeJob,
     ProbeSamples,
     PublicProbe,
@@ -76,8 +77,8 @@ CUT_OFF = 0.6
 PATIENCE_FLOOR_S = 2.0
 """Once two thirds of the models are here, the rest gets as long again, and at least this."""
 
-MOMENTUM_PATIENCE_S = 20.0
-"""How long peers are asked for what was received a round before, if this home has lost it; training can do without."""
+OLD_MODEL_PATIENCE_S = 20.0
+"""How long peers are asked for a model of the round before that this home has lost; training can do without."""
 
 MAX_SAMPLES_BYTES = 256 * 1024 * 1024
 """Largest probe set or published probe that is fetched."""
@@ -138,11 +139,16 @@ class DutyWork:
         commitment = tagged_hash("data", salt, content)
         return TaskRegister(duty.task, len(shard.train), padded, commitment)
 
-    async def train(self, duty: Train, before: BlobId | None) -> Commit:
-        """Train from the base model and what was received before it, or find what was trained before; commit to it."""
+    async def train(self, duty: Train, last: SettledClient | None) -> Commit:
+        """Train from the base model, or find what was trained before; commit to it.
+
+        Args:
+            duty: what is to be trained.
+            last: the part in the settled learning round before, for momentum and memory.
+        """
         model = self._find_trained(duty)
         if model is None:
-            model = await self._train_anew(duty, before)
+            model = await self._train_anew(duty, last)
         commitment = model_commitment(
             self._tools.chain_id, duty.slot, self._tools.key.account, model, self._salt(duty.slot)
         )
@@ -174,16 +180,18 @@ class DutyWork:
                 return BlobId(bytes.fromhex(entry.model))
         return None
 
-    async def _train_anew(self, duty: Train, before: BlobId | None) -> BlobId:
+    async def _train_anew(self, duty: Train, last: SettledClient | None) -> BlobId:
         """Train; the model is durable and in the journal before anybody hears of it."""
         tools, slot = self._tools, duty.slot
         await tools.exchange.fetch(duty.base, max_bytes=duty.specification.model_bytes)
         output = tools.scratch / f"trained-{slot.number}-{slot.attempt}.safetensors"
         _log.info("learning round %d: training from %s", slot.number, duty.base.hex()[:12])
         job = training_job(duty.specification, tools, base=await self._path(duty.base), output=output, slot=slot)
-        ahead, prior = await self._look_ahead(duty, before), has_prior(duty.specification)
-        share = share_of_training(INTERPOLATION, slot.number) if prior else 1.0
-        result = await tools.trainer.run(replace(job, has_prior=prior, ahead=ahead, share=share))
+        job = replace(job, ahead=await self._ahead(duty, last))
+        if has_prior(duty.specification):
+            share = share_of_training(INTERPOLATION, slot.number)
+            job = replace(job, has_prior=True, memory=await self._memory(duty, last), share=share)
+        result = await tools.trainer.run(job)
         model = await self._keep(output)
         tools.journal.update(
             slot,
@@ -203,18 +211,27 @@ class DutyWork:
         )
         return model
 
-    async def _look_ahead(self, duty: Train, before: BlobId | None) -> LookAhead | None:
-        """How far to go on before training; without the file of the round before, from what was received."""
-        if before is None:
-            return None
+    async def _ahead(self, duty: Train, last: SettledClient | None) -> LookAhead | None:
+        """How far to go on before training."""
+        momentum = duty.specification.momentum_permille / PERMILLE
+        path = await self._old(duty, last.base, "momentum") if last is not None and momentum else None
+        return None if path is None else LookAhead(path, share_of_last_round(momentum, duty.slot.number))
+
+    async def _memory(self, duty: Train, last: SettledClient | None) -> Memory | None:
+        """What is predicted with before training, beside what was received."""
+        revealed = None if last is None else last.revealed
+        path = None if revealed is None else await self._old(duty, revealed.model, "memory")
+        return None if path is None else Memory(path, MEMORY)
+
+    async def _old(self, duty: Train, blob: BlobId, purpose: str) -> str | None:
+        """The file of a model of the learning round before; where it is lost, training can do without."""
         try:
-            with trio.move_on_after(MOMENTUM_PATIENCE_S):
-                await self._tools.exchange.attempt(before, max_bytes=duty.specification.model_bytes)
-            path = str(await self._path(before))
+            with trio.move_on_after(OLD_MODEL_PATIENCE_S):
+                await self._tools.exchange.attempt(blob, max_bytes=duty.specification.model_bytes)
+            return str(await self._path(blob))
         except (MissingError, QuotaError, Rejection) as error:
-            _log.warning("learning round %d: training starts without momentum: %s", duty.slot.number, error)
+            _log.warning("learning round %d: training goes without %s: %s", duty.slot.number, purpose, error)
             return None
-        return LookAhead(path, share_of_last_round(duty.specification.momentum_permille / PERMILLE, duty.slot.number))
 
     async def reveal(self, duty: RevealModel) -> Reveal:
         """Open the own commitment.

@@ -21,8 +21,8 @@ from bflnode.consensus.duties import (
     Register,
     RevealModel,
     Train,
-    base_before,
     duties,
+    last_part,
 )
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.tables import ACCOUNTS, TASKS, current_validators
@@ -163,7 +163,7 @@ class Participant:
     async def _train(self, duty: Train) -> bodies.Commit:
         task = TASKS.get(self._chain.tree, duty.slot.task)
         assert task is not None, "a learning round has a task"
-        body = await self._work.train(duty, base_before(self._chain.tree, task, self._key.account))
+        body = await self._work.train(duty, last_part(self._chain.tree, task, self._key.account))
         if self._controls is not None:
             self._controls.note(Trained(duty.slot, duty.base, duty.specification))
         return body

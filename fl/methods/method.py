@@ -80,14 +80,16 @@ class Update:
         sent: goes to the aggregator.
         kept: stays with the client until its next round.
         model: predicts for the client after training, before aggregation: POST is its accuracy, or that of its
-            interpolation with what predicted before.
+            interpolation with `start`.
         loss: mean of the objective in the last epoch, nats.
+        start: what it was trained from; None where that is what predicted before training.
     """
 
     sent: Tensors
     kept: Tensors
     model: nn.Module
     loss: float
+    start: nn.Module | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +176,8 @@ class Method:
     Attributes:
         name: what it is called in configurations and results.
         source: the paper it comes from.
-        interpolation: where between `personal_model` and what it trained a client predicts after training, 0 to 1; see
-            `fl.interpolation`. 1 is what it trained, as in all the papers.
+        interpolation: where between what it trained from and what it trained a client predicts after training, 0 to 1;
+            see `fl.interpolation`. 1 is what it trained, as in all the papers.
     """
 
     name: ClassVar[str]

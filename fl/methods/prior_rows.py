@@ -3,7 +3,8 @@
 A client adds the logarithm of its own class shares to its logits, in training and in its own predictions, so that the
 decision layer learns what inputs look like and not how frequent classes are at this client. Classes that it lacks are
 masked, so their rows get no gradient; then a row is averaged over those that have one to give. And clients have
-momentum: they go on from what they received in the direction that everybody last took.
+momentum: they train from ahead of what they received, in the direction that everybody last took, and predict between
+what they received and what they trained.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from bflnode.fl.interpolation import INTERPOLATION
+from bflnode.fl.interpolation import INTERPOLATION, MEMORY, between
 from bflnode.fl.momentum import looked_ahead, share_of_last_round
 from bflnode.fl.networks import get_tensors
 from bflnode.fl.prior import WithPrior, with_prior
@@ -19,9 +20,9 @@ from bflnode.fl.prototypes import CorrelationMatrix
 from bflnode.fl.rules import PAA, PRIOR_ROWS, Rule
 from bflnode.fl.training import fit
 from bflnode.fl.updates import update_correlations
+from bflnode.fl.weights import Tensors
 
 from .method import (
-    NOTHING,
     Gathered,
     Given,
     Local,
@@ -30,16 +31,19 @@ from .method import (
     Update,
     by_cluster,
     merged,
+    prefixed,
     refuse_unknown_expectation,
     same_for_all,
+    stripped,
 )
 from .paa import similarities
 
 PROTOTYPES, UPDATES = SIMILARITIES = ("prototypes", "updates")
 """What clients are compared by."""
 
-ROUND = "round"
-"""Of the learning round in which a client kept the model that it received, among that model's tensors."""
+ROUND, SENT = "round", "sent."
+"""Among the tensors that a client keeps, of the model that it received: the number of the learning round, and, before
+their names, the tensors that it sent."""
 
 
 def correlations(gathered: Gathered, similarity: str) -> CorrelationMatrix:
@@ -53,19 +57,21 @@ def correlations(gathered: Gathered, similarity: str) -> CorrelationMatrix:
 class PriorRows(Method):
     """FedAvg with decision rows by holders of their class, a label prior kept local, and momentum.
 
-    A client starts from `received + share (received - before)`, where `before` is what it received a learning round
-    before; who took no part in that one starts from what it received. The
-    aggregator returns `received + eta (mean of sent - received)`, but row c of the decision layer is the mean over
-    those whose client has samples of class c; a row without holders becomes the mean of the others.
+    A client trains from `received + share (received - before)`, where `before` is what it received a learning round
+    before, and predicts before that with `received + memory (sent - received)`, where `sent` is what it sent then; who
+    took no part in that round does both with what it received. The aggregator returns
+    `received + eta (mean of sent - received)`, but row c of the decision layer is the mean over those whose client has
+    samples of class c; a row without holders becomes the mean of the others.
 
     Attributes:
         server_step: eta.
         momentum: of which `share` is made, 0 to 1; see `fl.momentum`.
+        memory: see above, 0 to 1; 0 is none.
         rows: average decision rows over the holders of their class; False for all clients (ablation).
         prior: add the label prior (ablation).
         mask: minus infinity for absent classes; False gives them the share of half a sample (ablation).
-        expects: one of `EXPECTED`; with "uniform" a client predicts without its prior, and before training without
-            momentum.
+        expects: one of `EXPECTED`; with "uniform" a client predicts without its prior, and before training with what
+            it received.
         clusters: that the chain looks for, to pay clients, and to mix their models where `shared` is below 1.
         similarity: by which it does: "prototypes" (PAA's) or "updates" (`fl.updates`).
         shared: part of everybody's model in what a cluster receives; 1 is one model for all.
@@ -76,6 +82,7 @@ class PriorRows(Method):
     source = "this project; the prior is Menon et al. 2021's logit adjustment, applied at each client"
     server_step: float = 1.25
     momentum: float = 0.7
+    memory: float = MEMORY
     rows: bool = True
     prior: bool = True
     mask: bool = True
@@ -88,22 +95,27 @@ class PriorRows(Method):
     def __post_init__(self) -> None:
         if not self.server_step > 0:
             raise MethodError(f"server_step is {self.server_step}: give more than 0")
-        if not 0 <= self.momentum <= 1:
-            raise MethodError(f"momentum is {self.momentum}: give 0 to 1")
+        for name in ("momentum", "memory", "shared"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise MethodError(f"{name} is {getattr(self, name)}: give 0 to 1")
         if self.clusters < 1:
             raise MethodError(f"clusters is {self.clusters}: give at least 1")
         refuse_unknown_expectation(self.expects)
         if self.similarity not in SIMILARITIES:
             raise MethodError(f"there is no similarity {self.similarity!r}: use one of {', '.join(SIMILARITIES)}")
-        if not 0 <= self.shared <= 1:
-            raise MethodError(f"shared is {self.shared}: give 0 to 1")
 
     def train(self, local: Local) -> Update:
         """Train with the prior in the loss; send the classifier without it."""
-        model = self._personal(local)
+        start, model = (self._with_prior(local, self._ahead(local)) for _ in range(2))
         losses = fit(model, local.shard.train, local.config)
-        kept = merged(local.received, {ROUND: np.array(local.round)}) if self.momentum else NOTHING
-        return Update(sent=get_tensors(model.classifier), kept=kept, model=self._predicting(model), loss=losses[-1])
+        sent = get_tensors(model.classifier)
+        return Update(
+            sent=sent,
+            kept=merged(local.received, {ROUND: np.array(local.round)}, prefixed(SENT, sent)),
+            model=self._predicting(model),
+            loss=losses[-1],
+            start=self._predicting(start),
+        )
 
     def aggregate(self, gathered: Gathered) -> Given:
         """The combination of the steps of all clients, and of the rows of those who hold the class."""
@@ -127,20 +139,31 @@ class PriorRows(Method):
         return gathered.clustered(correlations(gathered, self.similarity), self.clusters)
 
     def personal_model(self, local: Local) -> nn.Module:
-        """What training starts from, with the own prior; what was received if all classes are expected."""
-        return self._personal(local) if self.expects == "own" else self.general_model(local)
+        """Between what was received and what it sent last, with the own prior; the former if it expects all classes."""
+        if self.expects != "own":
+            return self.general_model(local)
+        if not _has_just_taken_part(local):
+            return self._with_prior(local, local.received)
+        return self._with_prior(local, between(local.received, stripped(SENT, local.kept), self.memory))
 
     def general_model(self, local: Local) -> nn.Module:
         """What was received: no prior, since nobody knows that of everybody's data."""
         return local.classifier()
 
-    def _personal(self, local: Local) -> WithPrior:
+    def _ahead(self, local: Local) -> Tensors:
+        if not _has_just_taken_part(local):
+            return local.received
+        return looked_ahead(local.received, local.kept, share_of_last_round(self.momentum, local.round))
+
+    def _with_prior(self, local: Local, tensors: Tensors) -> WithPrior:
         counts = np.array(local.shard.train.histogram(), dtype=np.float64)
         if not self.prior:
             counts = np.ones_like(counts)
         elif not self.mask:
             counts = np.maximum(counts, 0.5)
-        start = local.received
-        if local.kept and local.kept[ROUND] == local.round - 1:
-            start = looked_ahead(start, local.kept, share_of_last_round(self.momentum, local.round))
-        return with_prior(local.classifier(start), counts.tolist())
+        return with_prior(local.classifier(tensors), counts.tolist())
+
+
+def _has_just_taken_part(local: Local) -> bool:
+    """Whether what the client has kept is of the learning round before."""
+    return ROUND in local.kept and bool(local.kept[ROUND] == local.round - 1)

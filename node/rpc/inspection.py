@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
 from bflnode.consensus.block import Block
-from bflnode.consensus.duties import base_before, last_settled
+from bflnode.consensus.duties import last_part
 from bflnode.consensus.keys import account_text, parse_account
 from bflnode.consensus.record_json import record_to_json
 from bflnode.consensus.staking import standing
@@ -476,7 +476,7 @@ class Inspector:
         Raises:
             InspectionError: no such model.
         """
-        owner, momentum = self.resolve_task(task), None
+        owner, remembered = self.resolve_task(task), None
         if identifier:
             known = self.models(task=task)
             ids = [bytes.fromhex(model["id"]) for model in known]
@@ -493,9 +493,9 @@ class Inspector:
             participant = PARTICIPANTS.get(self._state, participant_key(owner.id, self.account_id))
             base = owner.specification.initial_model if participant is None else participant.base
             found, origin = base.hex(), "the model that this node trains from next"
-            before = base_before(self._state, owner, self.account_id)
-            momentum = None if before is None else (before, last_settled(self._state, owner) + 1)
-        return inspection_models.model_json(self._sources.blobs, owner, found, origin, momentum)
+            last = last_part(self._state, owner, self.account_id)
+            remembered = None if last is None or last.revealed is None else last.revealed.model
+        return inspection_models.model_json(self._sources.blobs, owner, found, origin, remembered)
 
     def journal(self) -> list[Json]:
         """What this node measured in each learning round, oldest first."""

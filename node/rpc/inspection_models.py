@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from bflnode.consensus.keys import account_text
-from bflnode.consensus.task import PERMILLE, LearningRound, SettledRound, Task
+from bflnode.consensus.task import LearningRound, SettledRound, Task
 from bflnode.consensus.types import AccountId, BlobId
-from bflnode.fl.momentum import share_of_last_round
+from bflnode.fl.interpolation import MEMORY
 from bflnode.node.aggregation import has_prior
 from bflnode.storage.blob_store import BlobStore
 
@@ -63,7 +63,7 @@ def why_not(found: LearningRound | SettledRound, account: AccountId | None, clus
 
 
 def model_json(
-    blobs: BlobStore, task: Task, identifier: str, origin: str, momentum: tuple[BlobId, int] | None = None
+    blobs: BlobStore, task: Task, identifier: str, origin: str, remembered: BlobId | None = None
 ) -> dict[str, Any]:
     """One model; `path` is its checked file, or None if it isn't here.
 
@@ -72,16 +72,14 @@ def model_json(
         task: that it is of.
         identifier: its id, in hexadecimal.
         origin: who made it, and when.
-        momentum: what the node's client received before it, and the learning round that it trains from it in: where it
-            is the model that it trains from next. `ahead` says how far it goes on from it.
+        remembered: what the node's client trained before it received this one, if it has just received it; `memory`
+            says how much of that it predicts with.
     """
     blob = BlobId(bytes.fromhex(identifier))
     path: Path | None = blobs.path(blob).absolute() if blobs.has(blob) else None
-    ahead = None
-    if momentum is not None and blobs.has(momentum[0]):
-        before, number = momentum
-        share = share_of_last_round(task.specification.momentum_permille / PERMILLE, number)
-        ahead = {"before_path": str(blobs.path(before).absolute()), "share": share}
+    memory = None
+    if remembered is not None and blobs.has(remembered):
+        memory = {"path": str(blobs.path(remembered).absolute()), "share": MEMORY}
     return {
         "id": identifier,
         "task": task.id.hex(),
@@ -89,7 +87,7 @@ def model_json(
         "architecture": task.specification.architecture,
         "origin": origin,
         "has_prior": has_prior(task.specification),
-        "ahead": ahead,
+        "memory": memory,
         "is_stored": path is not None,
         "path": None if path is None else str(path),
         "size_bytes": None if path is None else path.stat().st_size,

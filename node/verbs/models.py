@@ -21,7 +21,7 @@ from .output import emit, facts, percent, table
 
 if TYPE_CHECKING:
     from bflnode.node.home import Home
-    from bflnode.node.workers.worker_protocol import Job, LookAhead, Result
+    from bflnode.node.workers.worker_protocol import Job, Memory, Result
 
 SHOWN_PREDICTIONS = 50
 """Predictions in a terminal; all of them are in --json."""
@@ -118,16 +118,14 @@ def model_get(output: Path, force: bool, home: "Home", as_json: bool, **choice: 
     help="Add the label prior of the own data; default: on own data, where the task's clients train with it.",
 )
 @click.option(
-    "--momentum/--no-momentum",
+    "--memory/--no-memory",
     default=None,
-    help="Go on from the model as training does; default: on own data, from the model that this node trains from next.",
+    help="Predict half way to what this node trained last; default: on own data, where the task's clients do.",
 )
 @home_option
 @json_option
 @task_option
-def model_eval(
-    data: str, prior: bool | None, momentum: bool | None, home: "Home", as_json: bool, **choice: Any
-) -> None:
+def model_eval(data: str, prior: bool | None, memory: bool | None, home: "Home", as_json: bool, **choice: Any) -> None:
     """Measure a model on the test part of this node's own data, or on the global test set."""
     from bflnode.node.configuration import load_configuration, shard_path
     from bflnode.node.workers.worker_protocol import EvaluateJob, EvaluateResult
@@ -144,12 +142,12 @@ def model_eval(
         )
         raise CommandError(f"this home has no {what}: {path} is missing")
     has_prior = data == "own" and (found["has_prior"] if prior is None else prior)
-    ahead = _ahead(found, is_wanted=momentum) if data == "own" or momentum else None
+    remembered = _memory(found, is_wanted=memory) if data == "own" or memory else None
     prior_path = str(path) if has_prior else ""
-    result = _run(EvaluateJob(found["architecture"], found["path"], str(path), prior_path, ahead))
+    result = _run(EvaluateJob(found["architecture"], found["path"], str(path), prior_path, remembered))
     assert isinstance(result, EvaluateResult), result
     measured = {"accuracy": result.accuracy, "loss": result.loss, "samples": result.samples}
-    answer = {**found, "has_prior": has_prior, "has_momentum": ahead is not None, "on": data, **measured}
+    answer = {**found, "has_prior": has_prior, "has_memory": remembered is not None, "on": data, **measured}
     emit(answer, as_json, _render_evaluation)
 
 
@@ -161,7 +159,7 @@ def _render_evaluation(answer: dict[str, Any]) -> None:
                 "accuracy",
                 f"{percent(answer['accuracy'])} of {answer['samples']} test samples ({answer['on']}"
                 f"{', with its label prior' if answer['has_prior'] else ''}"
-                f"{', with momentum' if answer['has_momentum'] else ''})",
+                f"{', with its memory' if answer['has_memory'] else ''})",
             ),
             ("loss", f"{answer['loss']:.4f} nats"),
         ]
@@ -174,13 +172,13 @@ def _render_evaluation(answer: dict[str, Any]) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--prior", is_flag=True, help="Expect classes as often as in this node's own training data.")
 @click.option(
-    "--momentum", is_flag=True, help="Go on from the model that this node trains from next, as training does."
+    "--memory", is_flag=True, help="Predict half way between the model it trains from next and what it trained last."
 )
 @_choice_options
 @home_option
 @json_option
 @task_option
-def model_predict(file: Path, prior: bool, momentum: bool, home: "Home", as_json: bool, **choice: Any) -> None:
+def model_predict(file: Path, prior: bool, memory: bool, home: "Home", as_json: bool, **choice: Any) -> None:
     """Classify samples: FILE is an .npz whose array `inputs` is (samples, channels, height, width)."""
     from bflnode.node.configuration import load_configuration, shard_path
     from bflnode.node.workers.worker_protocol import PredictJob, PredictResult
@@ -192,8 +190,9 @@ def model_predict(file: Path, prior: bool, momentum: bool, home: "Home", as_json
     own = shard_path(home, load_configuration(home)) if prior else None
     if own is not None and not own.is_file():
         raise CommandError(f"this home has no own data to take a prior from: {own} is missing; leave out --prior")
-    ahead = _ahead(found, is_wanted=True) if momentum else None
-    result = _run(PredictJob(found["architecture"], found["path"], str(file), "" if own is None else str(own), ahead))
+    remembered = _memory(found, is_wanted=True) if memory else None
+    prior_path = "" if own is None else str(own)
+    result = _run(PredictJob(found["architecture"], found["path"], str(file), prior_path, remembered))
     assert isinstance(result, PredictResult), result
     names = _class_names(home)
     predictions = [
@@ -228,16 +227,17 @@ def _find(home: "Home", **choice: Any) -> dict[str, Any]:
     return found
 
 
-def _ahead(found: dict[str, Any], *, is_wanted: bool | None) -> "LookAhead | None":
-    """How far the client goes on from the chosen model; `is_wanted` is None where it is done if it can be."""
-    from bflnode.node.workers.worker_protocol import LookAhead
+def _memory(found: dict[str, Any], *, is_wanted: bool | None) -> "Memory | None":
+    """What predicts with the chosen model; `is_wanted` is None where it does if the task's clients do so."""
+    from bflnode.node.workers.worker_protocol import Memory
 
-    if is_wanted and found["ahead"] is None:
+    if is_wanted and found["memory"] is None:
         raise CommandError(
-            f"no training goes on from the {found['origin']} with momentum: only from what this node trains from next, "
-            "once it has received two models, where the task's clients have momentum; leave out --momentum"
+            f"no memory goes with the {found['origin']}: only with what this node trains from next, once it has "
+            "revealed one in the learning round before; leave out --memory"
         )
-    return LookAhead(**found["ahead"]) if found["ahead"] and is_wanted is not False else None
+    is_used = found["has_prior"] if is_wanted is None else is_wanted
+    return Memory(**found["memory"]) if found["memory"] and is_used else None
 
 
 def _run(job: "Job") -> "Result":

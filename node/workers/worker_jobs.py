@@ -15,6 +15,7 @@ from typing import Any, Literal, assert_never, cast
 from bflnode.consensus.task import PERMILLE, held_classes
 from bflnode.fl import runtime
 from bflnode.fl.architectures import Architecture, architecture
+from bflnode.fl.interpolation import between
 from bflnode.fl.momentum import looked_ahead
 from bflnode.fl.robust import RobustRule
 from bflnode.fl.rules import PRIOR_ROWS, Contribution, Rule, outputs
@@ -33,6 +34,7 @@ from .worker_protocol import (
     LookAhead,
     MatrixJob,
     MatrixResult,
+    Memory,
     OwnProbeJob,
     OwnProbeResult,
     PredictJob,
@@ -122,8 +124,13 @@ def _train(job: TrainJob, report: Report, threads: int) -> TrainResult:
         report(epoch / epochs, f"epoch {epoch} of {epochs}, loss {loss:.4f}")
 
     chosen, shard = architecture(job.architecture_id), load_shard(Path(job.shard_path))
-    with _start(job.base_path, job.ahead, chosen) as start:
-        trained = train(chosen, bytes(start), shard, config, report_epoch, has_prior=job.has_prior, share=job.share)
+    with _model(job.base_path, job.ahead, chosen) as start, _model(job.base_path, job.memory, chosen) as before:
+        trained = train(
+            *(chosen, bytes(start), shard, config, report_epoch),
+            before=bytes(before),
+            has_prior=job.has_prior,
+            share=job.share,
+        )
     _write(Path(job.output_path), trained.model)
     return TrainResult(
         received_accuracy=trained.received_accuracy,
@@ -279,7 +286,7 @@ def _evaluate(job: EvaluateJob) -> EvaluateResult:
     with path.open("rb") as file:
         is_shard = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
     data = load_shard(path).test if is_shard else _samples(path, chosen)
-    with _start(job.model_path, job.ahead, chosen) as model:
+    with _model(job.model_path, job.memory, chosen) as model:
         evaluation = evaluate(chosen, model, data, _prior(job.prior_path))
     return EvaluateResult(evaluation.accuracy, evaluation.loss, evaluation.samples)
 
@@ -302,7 +309,7 @@ def _predict(job: PredictJob) -> PredictResult:
         raise ValueError(f"{job.inputs_path}: {len(inputs)} samples, ask for at most {MAX_PREDICTIONS} at a time")
     if (inputs - inputs != 0).any():
         raise ValueError(f"{job.inputs_path}: inputs have a NaN or an infinity, clean the data first")
-    with _start(job.model_path, job.ahead, chosen) as model:
+    with _model(job.model_path, job.memory, chosen) as model:
         prediction = predict(chosen, model, inputs, _prior(job.prior_path))
     probabilities = tuple(tuple(row) for row in prediction.probabilities.tolist())
     return PredictResult(tuple(prediction.labels.tolist()), probabilities)
@@ -338,16 +345,17 @@ def _models(paths: Sequence[str], chosen: Architecture) -> Iterator[list[memoryv
 
 
 @contextmanager
-def _start(path: str, ahead: LookAhead | None, chosen: Architecture) -> Iterator[bytes | memoryview]:
-    """A model's canonical weights, or those ahead of it; where a model is absurd, of what could be trained from."""
+def _model(path: str, other: LookAhead | Memory | None, chosen: Architecture) -> Iterator[bytes | memoryview]:
+    """A model's canonical weights, with what another says of them; where one is absurd, with what could be trained."""
     from bflnode.fl.training import trainable
 
-    with _models([path] if ahead is None else [path, ahead.before_path], chosen) as mapped:
-        if ahead is None:
+    with _models([path] if other is None else [path, other.path], chosen) as mapped:
+        if other is None:
             yield mapped[0]
         else:
-            received, before = (parse(trainable(chosen, bytes(model)), chosen.table) for model in mapped)
-            yield serialize(looked_ahead(received, before, ahead.share))
+            received, second = (parse(trainable(chosen, bytes(model)), chosen.table) for model in mapped)
+            combine = looked_ahead if isinstance(other, LookAhead) else between
+            yield serialize(combine(received, second, other.share))
 
 
 def _map(path: Path) -> memoryview:

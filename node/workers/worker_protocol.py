@@ -27,11 +27,24 @@ class LookAhead:
     """How far a client goes on from what it received before it trains; see `bflnode.fl.momentum`.
 
     Attributes:
-        before_path: what the client had received a learning round before.
+        path: what the client had received a learning round before.
         share: of the difference to that.
     """
 
-    before_path: str
+    path: str
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a client predicts with before it trains, beside what it received; see `bflnode.fl.interpolation`.
+
+    Attributes:
+        path: what the client trained a learning round before.
+        share: of that.
+    """
+
+    path: str
     share: float
 
 
@@ -43,8 +56,9 @@ class TrainJob:
         shard_path: what `bflnode.fl.samples.load_shard` reads.
         has_prior: whether the shard's label prior is added in training and in measuring; see `bflnode.fl.prior`.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
-        ahead: of the base, what is measured and trained; none in a client's first round.
-        share: of the way from that to the trained model, at which the client predicts after training.
+        ahead: of the base, where training starts; none in a client's first round, as is the next.
+        memory: which the client predicts with before training.
+        share: of the way from the start to the trained model, at which the client predicts after training.
     """
 
     architecture_id: str
@@ -58,6 +72,7 @@ class TrainJob:
     device: str = "cpu"
     has_prior: bool = False
     ahead: LookAhead | None = None
+    memory: Memory | None = None
     share: float = 1.0
 
 
@@ -65,7 +80,7 @@ class TrainJob:
 class TrainResult:
     """Accuracies in [0, 1] on the shard's local test data: before (RECEIVED) and after (POST) training.
 
-    Before training is what training starts from: with the prior and the momentum. After it is at the job's `share`.
+    With the prior, before training with the memory, and after it at the job's `share`.
     """
 
     received_accuracy: float
@@ -203,14 +218,14 @@ class EvaluateJob:
 
     Attributes:
         prior_path: a shard whose label prior predicts with the model; empty for none.
-        ahead: of the model, what predicts.
+        memory: which predicts with the model.
     """
 
     architecture_id: str
     model_path: str
     data_path: str
     prior_path: str = ""
-    ahead: LookAhead | None = None
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +243,14 @@ class PredictJob:
 
     Attributes:
         prior_path: a shard whose label prior predicts with the model; empty for none.
-        ahead: of the model, what predicts.
+        memory: which predicts with the model.
     """
 
     architecture_id: str
     model_path: str
     inputs_path: str
     prior_path: str = ""
-    ahead: LookAhead | None = None
+    memory: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +369,7 @@ class JobRefused:
 WorkerMessage = Hello | RunJob | Progress | JobDone | JobRefused
 
 WORKER_MESSAGES: ProcessMessages[WorkerMessage] = ProcessMessages(
-    *(LookAhead, TrainJob, RuleSettings, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, UpdateMatrixJob),
+    *(LookAhead, Memory, TrainJob, RuleSettings, AggregateJob, PublicProbe, ProbeSamples, MatrixJob, UpdateMatrixJob),
     *(UnsettledJob, UnsettledResult, OwnProbeJob, EvaluateJob, PredictJob),
     *(InitialModelJob, TrainResult, AggregateResult, MatrixResult, OwnProbeResult, EvaluateResult, PredictResult),
     *(InitialModelResult, WarmUpJob, WarmUpResult, Hello, RunJob, Progress, JobDone, JobRefused),

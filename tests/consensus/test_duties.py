@@ -13,8 +13,8 @@ from bflnode.consensus.duties import (
     Register,
     RevealModel,
     Train,
-    base_before,
     duties,
+    last_part,
     last_settled,
 )
 from bflnode.consensus.task import Phase, ProbeMode, TaskStatus, class_bitmap
@@ -24,8 +24,10 @@ from tests.consensus.harness import Harness, opened
 from tests.consensus.setups import DEADLINES, MODEL_BYTES, OUTSIDER, SPECIFICATION
 
 
-def before(harness: Harness, actor: int) -> BlobId | None:
-    return base_before(harness.tree, harness.task, harness.account(actor))
+def parts(harness: Harness) -> list[tuple[BlobId, BlobId | None] | None]:
+    """What each of four actors received and revealed in the last settled learning round."""
+    found = [last_part(harness.tree, harness.task, harness.account(actor)) for actor in range(4)]
+    return [part and (part.base, part.revealed and part.revealed.model) for part in found]
 
 
 def admission(harness: Harness, *, has_credential: bool) -> tuple[Duty, ...]:
@@ -88,36 +90,34 @@ def test_client_owes_training_until_its_commit_is_in_state() -> None:
     assert harness.duties(0) == ()
 
 
-def test_what_a_client_looks_ahead_from_is_what_it_received_a_settled_round_before() -> None:
-    harness = opened(actors=4, rounds=4, momentum_permille=700)
-    assert [before(harness, actor) for actor in range(4)] == [None] * 4, "nothing is settled"
+def test_a_clients_last_part_is_what_it_received_and_revealed_in_the_last_settled_round() -> None:
+    harness = opened(actors=4, rounds=4)
+    assert parts(harness) == [None] * 4, "nothing is settled"
     for number in (1, 2):
-        received = [client.base for client in harness.round.clients]
+        slot, received = harness.slot, [client.base for client in harness.round.clients]
         harness.play_round(actors=(1, 2, 3))
-        accounts = [harness.account(actor) for actor in range(4)]
-        assert [client.account for client in harness.round.clients] == accounts
-        assert [before(harness, actor) for actor in range(4)] == received, "also for who took no part"
+        revealed = (None, *(harness.model(actor, slot) for actor in (1, 2, 3)))
+        assert parts(harness) == list(zip(received, revealed, strict=True)), "also of who took no part"
         assert harness.slot.number == number + 1
 
 
-def test_a_void_attempt_moves_nothing_ahead() -> None:
-    harness = opened(actors=4, rounds=4, momentum_permille=700)
+def test_a_void_attempt_is_no_part() -> None:
+    harness = opened(actors=4, rounds=4)
     harness.play_round()
-    received = [before(harness, actor) for actor in range(4)]
+    before = parts(harness)
     harness.play_to(Phase.REVEAL)
     harness.wait_until_due()
     assert (harness.slot.number, harness.slot.attempt) == (2, 1)
-    assert [before(harness, actor) for actor in range(4)] == received
+    assert parts(harness) == before
 
 
-def test_there_is_a_model_before_after_the_last_round_and_none_without_momentum() -> None:
-    for momentum, is_there in ((700, True), (0, False)):
-        harness = opened(actors=4, rounds=1, momentum_permille=momentum)
-        base = harness.round.clients[0].base
-        harness.play_round()
-        assert harness.task.status is TaskStatus.DONE
-        assert last_settled(harness.tree, harness.task) == 1
-        assert before(harness, 0) == (base if is_there else None)
+def test_there_is_a_last_part_after_the_last_round() -> None:
+    harness = opened(actors=4, rounds=1)
+    base = harness.round.clients[0].base
+    harness.play_round()
+    assert harness.task.status is TaskStatus.DONE
+    assert last_settled(harness.tree, harness.task) == 1
+    assert [part and part[0] for part in parts(harness)] == [base] * 4
 
 
 def test_deadline_is_in_header_time() -> None:

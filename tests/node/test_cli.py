@@ -224,15 +224,14 @@ def test_model_is_measured_with_the_label_prior_of_the_own_data(learned: Path) -
     assert "no node's label prior fits it: leave out --prior" in complaint(refused, 1)
 
 
-def test_model_is_measured_ahead_of_what_the_node_trains_from_next(learned: Path) -> None:
-    choices: tuple[tuple[str, ...], ...] = ((), ("--momentum",), ("--no-momentum",))
-    default, ahead, plain = (read("model", "eval", *choice, "--home", learned) for choice in choices)
-    assert (default["has_momentum"], ahead["has_momentum"], plain["has_momentum"]) == (True, True, False)
-    assert default["loss"] == ahead["loss"] != plain["loss"]
-    assert "with momentum" in run("model", "eval", "--home", learned).output
+def test_model_is_measured_with_what_the_node_trained_last(learned: Path) -> None:
+    choices: tuple[tuple[str, ...], ...] = ((), ("--memory",), ("--no-memory",))
+    default, with_memory, plain = (read("model", "eval", *choice, "--home", learned) for choice in choices)
+    assert (default["has_memory"], with_memory["has_memory"], plain["has_memory"]) == (False, True, False)
+    assert default["loss"] == plain["loss"] != with_memory["loss"]
+    assert "with its memory" in run("model", "eval", "--memory", "--home", learned).output
     older = ("--cluster", "0", "--round", "1", "--home", learned)
-    assert read("model", "eval", *older)["has_momentum"] is False
-    assert "no training goes on from the model of cluster 0" in complaint(run("model", "eval", "--momentum", *older), 1)
+    assert "no memory goes with the model of cluster 0" in complaint(run("model", "eval", "--memory", *older), 1)
 
 
 def test_model_classifies_a_persons_samples(learned: Path, tmp_path: Path) -> None:
@@ -244,7 +243,7 @@ def test_model_classifies_a_persons_samples(learned: Path, tmp_path: Path) -> No
         assert prediction["probability"] == max(prediction["probabilities"])
     expecting = read("model", "predict", samples, "--prior", "--home", learned)
     assert expecting["predictions"][0]["probabilities"] != found["predictions"][0]["probabilities"]
-    moved = read("model", "predict", samples, "--momentum", "--home", learned)
+    moved = read("model", "predict", samples, "--memory", "--home", learned)
     assert moved["predictions"][0]["probabilities"] != found["predictions"][0]["probabilities"]
     np.savez(samples, wrong=np.zeros(3))
     assert "no array 'inputs'" in complaint(run("model", "predict", samples, "--home", learned), 1)

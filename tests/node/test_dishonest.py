@@ -9,7 +9,7 @@ from bflnode.consensus.clustering import cluster, matrix_from_triangle
 from bflnode.consensus.duties import Aggregate, Train
 from bflnode.consensus.rejection import Reason, Rejection
 from bflnode.consensus.tables import stake_of
-from bflnode.consensus.task import Exclusion
+from bflnode.consensus.task import Exclusion, SettledClient
 from bflnode.consensus.transaction import Aggregate as AggregateBody
 from bflnode.consensus.transaction import Attest, Commit, Fault, model_commitment
 from bflnode.consensus.types import BlobId
@@ -50,16 +50,16 @@ class Cheat(DutyWork):
 class LazyClient(Cheat):
     """Resubmits the model that it received."""
 
-    async def train(self, duty: Train, before: BlobId | None) -> Commit:
+    async def train(self, duty: Train, last: SettledClient | None) -> Commit:
         return self.commit_to(duty, duty.base)
 
 
 class CopyingClient(Cheat):
     """Submits in the second learning round what another client revealed in the first."""
 
-    async def train(self, duty: Train, before: BlobId | None) -> Commit:
+    async def train(self, duty: Train, last: SettledClient | None) -> Commit:
         if duty.slot.number == 1:
-            return await super().train(duty, before)
+            return await super().train(duty, last)
         first = settled_rounds(self.node)[0]
         others = (client for client in first.clients if client.account != self.node.key.account)
         other = next(client for client in others if client.exclusion is Exclusion.NONE)
@@ -70,7 +70,7 @@ class CopyingClient(Cheat):
 class GarbageClient(Cheat):
     """Submits bytes of the right size that are no model."""
 
-    async def train(self, duty: Train, before: BlobId | None) -> Commit:
+    async def train(self, duty: Train, last: SettledClient | None) -> Commit:
         return self.commit_to(duty, self._tools.blobs.put(b"\x01" * duty.specification.model_bytes))
 
 

@@ -21,9 +21,9 @@ from bflnode.consensus.duties import (
 )
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.tables import all_tasks
-from bflnode.consensus.task import Aggregation, Rule, TaskSpecification, Weighting
+from bflnode.consensus.task import Aggregation, Exclusion, Revealed, Rule, SettledClient, TaskSpecification, Weighting
 from bflnode.consensus.transaction import Fault, ProbeOpening, Slot, bitmap
-from bflnode.consensus.types import AccountId, BlobId, Hash
+from bflnode.consensus.types import AccountId, BlobId, Hash, TransactionId
 from bflnode.fl.aggregation import mean
 from bflnode.fl.architectures import architecture
 from bflnode.fl.weights import parse, serialize
@@ -227,19 +227,46 @@ async def test_a_model_is_trained_once_for_an_attempt_and_its_retries_from_the_s
         assert (reveal.model.hex(), reveal.size) == (model, at.specification.model_bytes)
 
 
-async def test_a_client_that_lost_what_it_received_before_trains_without_momentum_and_says_so(
+def part(base: BlobId, revealed: BlobId | None) -> SettledClient:
+    """A client's part in a settled learning round."""
+    return SettledClient(
+        account=AccountId(bytes(32)),
+        exclusion=Exclusion.NONE,
+        samples=1,
+        classes=b"\x01",
+        base=base,
+        committed=None,
+        revealed=None if revealed is None else Revealed(revealed, 1, Hash(bytes(32)), TransactionId(bytes(32))),
+        cluster=0,
+        gross=0,
+        fee=0,
+        balance_before=0,
+    )
+
+
+async def test_a_client_that_lost_models_of_the_round_before_trains_without_momentum_or_memory_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with bench(tmp_path) as at:
-        models = []
-        for attempt, before in enumerate((None, BlobId(bytes(32)), at.models[0].model)):
+        duty = Train(at.slot, at.specification.initial_model, at.specification, at.soon_ms())
+
+        async def trained(last: SettledClient | None) -> tuple[str | None, float | None, list[str]]:
             at.node.journal.delete(at.node.journal.entry(at.slot))
-            duty = Train(at.slot, at.specification.initial_model, at.specification, at.soon_ms())
-            await at.work.train(duty, before)
-            models.append(at.node.journal.entry(at.slot).model)
-            warned = [record.getMessage() for record in caplog.records if "without momentum" in record.getMessage()]
-            assert len(warned) == min(attempt, 1)
-    assert models[0] == models[1] != models[2]
+            caplog.clear()
+            await at.work.train(duty, last)
+            said = "".join(record.getMessage() for record in caplog.records)
+            without = [purpose for purpose in ("momentum", "memory") if f"without {purpose}" in said]
+            entry = at.node.journal.entry(at.slot)
+            return entry.model, entry.received_accuracy, without
+
+        plain, lost = await trained(None), BlobId(bytes(32))
+        assert plain[0] is not None
+        model, received, _ = plain
+        assert await trained(part(lost, lost)) == (model, received, ["momentum", "memory"])
+        ahead = await trained(part(at.models[0].model, None))
+        assert (ahead[0] != model, *ahead[1:]) == (True, received, [])
+        remembering = await trained(part(lost, BlobId(bytes.fromhex(plain[0]))))
+        assert (remembering[0], remembering[1] != received, remembering[2]) == (model, True, ["momentum"])
 
 
 async def test_a_commitment_whose_model_is_lost_cannot_be_revealed_and_says_so(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import trio
 
 from bflnode.consensus.duties import Duty, RevealModel, Train
 from bflnode.consensus.tables import PARTICIPANTS, all_tasks, participant_key
+from bflnode.consensus.task import SettledClient
 from bflnode.consensus.transaction import Commit, Reveal
-from bflnode.consensus.types import BlobId, Hash
+from bflnode.consensus.types import Hash
 from bflnode.node import participant as limits
 from bflnode.node.duty_work import CannotFulfilError
 from bflnode.node.node import Node
@@ -26,12 +27,12 @@ def fail_first(node: Node, monkeypatch: pytest.MonkeyPatch, failure: Exception, 
     work, tried = node.participant._work, 0
     train = work.train
 
-    async def failing(duty: Train, before: BlobId | None) -> Commit:
+    async def failing(duty: Train, last: SettledClient | None) -> Commit:
         nonlocal tried
         tried += 1
         if tried <= times:
             raise failure
-        return await train(duty, before)
+        return await train(duty, last)
 
     monkeypatch.setattr(work, "train", failing)
     return lambda: tried
@@ -71,7 +72,7 @@ async def test_a_duty_that_the_state_no_longer_asks_for_is_dropped(
     async with opened(net.homes) as nodes:
         dropped = trio.Event()
 
-        async def slow(duty: Duty, before: BlobId | None) -> Commit:
+        async def slow(duty: Duty, last: SettledClient | None) -> Commit:
             try:
                 await trio.sleep_forever()
             finally:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bflnode.consensus import duties as owed
-from bflnode.consensus.duties import Duty, base_before
+from bflnode.consensus.duties import Duty, last_part
 from bflnode.consensus.registration import newcomers_base
 from bflnode.consensus.tables import SETTLED, TASKS, all_tasks
 from bflnode.consensus.task import Phase, ProbeMode, TaskStatus
@@ -77,7 +77,10 @@ class Disk:
         assert not needed & self.removed
         for duty in harness.duties(0):
             if isinstance(duty, owed.Train):
-                assert base_before(harness.tree, harness.task, harness.account(0)) not in self.removed
+                last = last_part(harness.tree, harness.task, harness.account(0))
+                revealed = None if last is None else last.revealed
+                assert last is None or last.base not in self.removed
+                assert revealed is None or revealed.model not in self.removed
                 model = harness.model(0, duty.slot)
                 slot = duty.slot
                 entry = RoundEntry(slot.task.hex(), slot.number, slot.attempt, duty.base.hex(), model.hex())

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -11,12 +12,12 @@ from bflnode.consensus.tables import all_tasks
 from bflnode.consensus.task import Combination, Rule, TaskSpecification, class_bitmap
 from bflnode.consensus.transaction import Attest, Fault, Slot
 from bflnode.consensus.types import BlobId
-from bflnode.fl.interpolation import INTERPOLATION, share_of_training
+from bflnode.fl.interpolation import INTERPOLATION, MEMORY, share_of_training
 from bflnode.fl.samples import load_shard
 from bflnode.node.duty_work import DutyWork, training_job
 from bflnode.node.node import Node
 from bflnode.node.verify import Verification, verify_chain
-from bflnode.node.workers.worker_protocol import LookAhead
+from bflnode.node.workers.worker_protocol import LookAhead, Memory
 from tests.node.nodes import (
     client_of,
     going,
@@ -120,7 +121,7 @@ async def test_clients_train_from_ahead_of_what_they_received(tmp_path: Path) ->
 
 async def _assert_trained_ahead(node: Node, scratch: Path) -> None:
     """Train and measure again what a node has revealed: first from the base, then 0.7 of a round ahead."""
-    ahead = None
+    before: dict[str, Any] = {}
     for settled in settled_rounds(node):
         own, tools = client_of(settled, node.key.account), node.participant._work._tools
         assert own.revealed is not None
@@ -128,10 +129,11 @@ async def _assert_trained_ahead(node: Node, scratch: Path) -> None:
         base, sent = (node.blobs.path(blob) for blob in (own.base, own.revealed.model))
         job = training_job(specification, tools, base=base, output=again, slot=settled.slot)
         share = share_of_training(INTERPOLATION, settled.slot.number)
-        repeated = await tools.trainer.run(replace(job, has_prior=True, ahead=ahead, share=share))
+        repeated = await tools.trainer.run(replace(job, has_prior=True, share=share, **before))
         assert again.read_bytes() == sent.read_bytes()
-        assert repeated.post_accuracy == tools.journal.entry(settled.slot).post_accuracy
-        ahead = LookAhead(str(base), 0.7)
+        entry = tools.journal.entry(settled.slot)
+        assert (repeated.received_accuracy, repeated.post_accuracy) == (entry.received_accuracy, entry.post_accuracy)
+        before = {"ahead": LookAhead(str(base), 0.7), "memory": Memory(str(sent), MEMORY)}
 
 
 def _verdicts(node: Node) -> list[tuple[bytes, Fault]]:

@@ -82,7 +82,7 @@ def test_who_joins_late_starts_from_what_a_method_gives_newcomers(name: str) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_training_begins_with_the_model_that_was_measured(name: str) -> None:
+def test_training_begins_with_what_it_says_or_with_the_model_that_was_measured(name: str) -> None:
     method = make_method(name, {})
     start = method.start(TINY, initial(), 1)
     first = method.train(local(received=start))
@@ -90,9 +90,9 @@ def test_training_begins_with_the_model_that_was_measured(name: str) -> None:
     still = TrainingConfig(epochs=1, learning_rate=1e-12) if name != "fedrep" else TrainingConfig(learning_rate=1e-12)
     client = local(round=2, received=given.received[0], kept=first.kept, config=still)
 
-    before, update = method.personal_model(client).state_dict(), method.train(client)
+    measured, update = method.personal_model(client), method.train(client)
 
-    after = update.model.state_dict()
+    before, after = (update.start or measured).state_dict(), update.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
     if name != "prior-rows":  # what it keeps is the round itself, and not a model
@@ -433,6 +433,7 @@ def test_all_data_in_one_place_goes_on_from_its_own_model() -> None:
         ("fedavg", {"interpolation": -inf}, "setting interpolation of method fedavg is -inf: give a finite number"),
         ("prior-rows", {"server_step": 0.0}, "more than 0"),
         ("prior-rows", {"momentum": 1.1}, "momentum is 1.1: give 0 to 1"),
+        ("prior-rows", {"memory": -0.1}, "memory is -0.1: give 0 to 1"),
         ("prior-rows", {"shared": 1.5}, "0 to 1"),
         ("prior-rows", {"expects": "rain"}, "own, uniform"),
         ("fedrod", {"expects": "rain"}, "own, uniform"),

@@ -42,28 +42,41 @@ def test_the_prior_is_the_logarithm_of_class_shares_and_never_sent() -> None:
 
 
 @pytest.mark.parametrize(("number", "ahead"), [(2, 3.5), (5, 3.5), (10, 0.875)])
-def test_a_client_starts_ahead_of_what_it_received_in_the_direction_of_the_last_round(
+def test_training_starts_ahead_of_what_was_received_in_the_direction_of_the_last_round(
     number: int, ahead: float
 ) -> None:
     method = make_method("prior-rows", {"momentum": 0.5})
     before = method.train(replace(local(), round=number - 1))
 
     client = replace(local(received=shifted(initial(), 7.0), kept=before.kept), round=number)
-    start = method.personal_model(client)
+    start = method.train(client).start
 
     assert isinstance(start, WithPrior)
     assert is_close(get_tensors(start.classifier), shifted(initial(), 7.0 + ahead))
+
+
+def test_a_client_predicts_between_what_it_received_and_what_it_sent_last() -> None:
+    method = make_method("prior-rows", {"memory": 0.25})
+    before = method.train(local())
+
+    client = replace(local(received=shifted(initial(), 8.0), kept=before.kept), round=2)
+    model = method.personal_model(client)
+
+    assert isinstance(model, WithPrior)
+    expected = {name: 0.75 * tensor + 0.25 * before.sent[name] for name, tensor in client.received.items()}
+    assert is_close(get_tensors(model.classifier), expected)
     assert is_close(get_tensors(method.general_model(client)), client.received)  # type: ignore[arg-type]  # a classifier
 
 
-def test_a_client_that_took_no_part_in_the_round_before_starts_from_what_it_received() -> None:
+def test_a_client_that_took_no_part_in_the_round_before_has_neither_momentum_nor_memory() -> None:
     method = make_method("prior-rows", {})
     kept = method.train(replace(local(), round=2)).kept
 
-    start = method.personal_model(replace(local(received=shifted(initial(), 7.0), kept=kept), round=4))
+    client = replace(local(received=shifted(initial(), 7.0), kept=kept), round=4)
 
-    assert isinstance(start, WithPrior)
-    assert is_close(get_tensors(start.classifier), shifted(initial(), 7.0))
+    for model in (method.personal_model(client), method.train(client).start):
+        assert isinstance(model, WithPrior)
+        assert is_close(get_tensors(model.classifier), client.received)
 
 
 @pytest.mark.parametrize(("shared", "parts"), [(1.0, (2.0, 2.0)), (0.5, (1.5, 2.5)), (0.0, (1.0, 3.0))])
@@ -118,21 +131,17 @@ def test_without_rows_the_decision_layer_is_the_mean_over_all() -> None:
     assert is_close(given.newcomers, shifted(initial(), 2.0))
 
 
-def test_nothing_is_kept_without_momentum() -> None:
-    assert not make_method("prior-rows", {"momentum": 0.0}).train(local()).kept
-
-
-def test_a_client_that_expects_all_classes_alike_predicts_without_its_prior_and_momentum() -> None:
+def test_a_client_that_expects_all_classes_alike_predicts_without_its_prior_and_memory() -> None:
     method = make_method("prior-rows", {"expects": "uniform"})
     client = local(labels=[0, 1])
     update = method.train(client)
     later = replace(client, round=2, received=shifted(initial(), 7.0), kept=update.kept)
-    ahead = make_method("prior-rows", {}).personal_model(later)
+    remembering = make_method("prior-rows", {}).personal_model(later)
 
     assert is_close(get_tensors(update.model), update.sent)
     assert is_close(get_tensors(method.personal_model(later)), later.received)
-    assert isinstance(ahead, WithPrior)
-    assert not is_close(get_tensors(ahead.classifier), later.received)
+    assert isinstance(remembering, WithPrior)
+    assert not is_close(get_tensors(remembering.classifier), later.received)
 
 
 def test_predictions_for_everybody_are_made_without_the_prior() -> None:

@@ -8,13 +8,14 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bflnode.consensus.task import SettledRound
 from bflnode.consensus.types import BlobId
 from bflnode.fl.architectures import architecture
-from bflnode.fl.interpolation import INTERPOLATION, share_of_training
+from bflnode.fl.interpolation import INTERPOLATION, MEMORY, share_of_training
 from bflnode.fl.methods import registry
 from bflnode.fl.methods.method import FedAvg, Local, Update
 from bflnode.fl.methods.registry import make_method
@@ -32,6 +33,7 @@ from bflnode.node.workers.worker_protocol import (
     LookAhead,
     MatrixJob,
     MatrixResult,
+    Memory,
     PublicProbe,
     RuleSettings,
     TrainJob,
@@ -268,14 +270,14 @@ class _Worker:
         self.sent: list[BlobId] = [BlobId(bytes(32))] * 4
         self._chosen = architecture("mlp/1x8x8/10")
         self._directory, self._population, self._rule = directory, population, rule
-        self._ahead: dict[int, LookAhead] = {}
+        self._before: dict[int, dict[str, Any]] = {}
         self._bases: list[str] = [""] * 4
         self._put(self._chosen.initial_weights(1))
         probe = population.held.probe
         self._probe_set = self._path(self._put(serialize_samples(probe.inputs, probe.labels)))
 
     def train(self, number: int, client: int, base: BlobId) -> tuple[float, float]:
-        """Train from a base, with momentum from the second round on; the accuracies before and after."""
+        """Train from a base, with momentum and memory from the second round on; the accuracies before and after."""
         shard, model = self._directory / f"shard{client}", self._directory / "trained"
         save_shard(shard, self._population.shard((client,)))
         self._bases[client] = self._path(base)
@@ -291,14 +293,17 @@ class _Worker:
             seed=drawn_seed("training", 1, number, client),
             device="cpu",
             has_prior=is_own,
-            ahead=self._ahead.get(client),
             share=share_of_training(INTERPOLATION, number) if is_own else 1.0,
+            **self._before.get(client, {}),
         )
         result = run_job(job, lambda *_: None, 1)
         assert isinstance(result, TrainResult)
         self.sent[client] = self._put(model.read_bytes())
         if is_own:
-            self._ahead[client] = LookAhead(self._bases[client], 0.7)
+            self._before[client] = {
+                "ahead": LookAhead(self._bases[client], 0.7),
+                "memory": Memory(self._path(self.sent[client]), MEMORY),
+            }
         return result.received_accuracy, result.post_accuracy
 
     def triangle(self, probe_seed: bytes | None) -> bytes:

@@ -26,6 +26,7 @@ from bflnode.consensus.transaction import Fault, ProbeOpening, Slot, bitmap
 from bflnode.consensus.types import AccountId, BlobId, Hash, TransactionId
 from bflnode.fl.aggregation import mean
 from bflnode.fl.architectures import architecture
+from bflnode.fl.samples import load_shard
 from bflnode.fl.weights import parse, serialize
 from bflnode.node import duty_work as limits
 from bflnode.node.duty_work import CannotFulfilError, DutyWork, differing
@@ -259,13 +260,15 @@ async def test_a_client_that_lost_models_of_the_round_before_trains_without_mome
             entry = at.node.journal.entry(at.slot)
             return entry.model, entry.received_accuracy, without
 
-        plain, lost = await trained(None), BlobId(bytes(32))
-        assert plain[0] is not None
-        model, received, _ = plain
+        lost, biased = BlobId(bytes(32)), dict(parse(at.weights[0], at.architecture.table))
+        held = load_shard(at.work._tools.shard).train.labels[:1]
+        biased["decision.bias"] = np.where(np.arange(10) == held, np.float32(1e6), biased["decision.bias"])
+        says_one_class = at.node.blobs.put(serialize(biased))
+        model, received, _ = await trained(None)
         assert await trained(part(lost, lost)) == (model, received, ["momentum", "memory"])
         ahead = await trained(part(at.models[0].model, None))
         assert (ahead[0] != model, *ahead[1:]) == (True, received, [])
-        remembering = await trained(part(lost, BlobId(bytes.fromhex(plain[0]))))
+        remembering = await trained(part(lost, says_one_class))
         assert (remembering[0], remembering[1] != received, remembering[2]) == (model, True, ["momentum"])
 
 

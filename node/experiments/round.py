@@ -83,7 +83,8 @@ class Run:
         owners = [clients] if self._is_centralised else [(client,) for client in clients]
         for own, result in zip(owners, self._pool.play(self._jobs(number, owners)), strict=True):
             if self._has_something(result.kept):
-                kept[own[0]] = self._put_content(result.kept)
+                self._folder.put_kept(own[0], number, result.kept)
+                kept[own[0]] = number
             results[own[0]] = replace(result, kept=b"")
         sent = self._gather(number, results)
         given, head, settled = self._aggregate(number, sent)
@@ -135,7 +136,7 @@ class Run:
                 measured=own,
                 config=replace(config, seed=drawn_seed("training", self._plan.seed, number, own[0])),
                 received=self._folder.model(self._received_id(own[0])),
-                kept=NO_TENSORS if kept is None else self._folder.model(kept),
+                kept=NO_TENSORS if kept is None else self._folder.kept(own[0], kept),
                 measures_global=is_last or number % self._experiment.evaluate_every == 0,
             )
 
@@ -342,9 +343,7 @@ class Run:
     def _put(self, tensors: Tensors) -> str:
         from bflnode.fl.client_round import write_tensors
 
-        return self._put_content(write_tensors(tensors))
-
-    def _put_content(self, content: bytes) -> str:
+        content = write_tensors(tensors)
         identifier = model_id(content).hex()
         self._folder.put_model(identifier, content)
         return identifier

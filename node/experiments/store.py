@@ -5,7 +5,8 @@
     DIR/clients.csv …            tables over all runs (see `results`), written when a command ends
     DIR/runs/NAME/state.json     after which learning round the run is, and with what
     DIR/runs/NAME/clients.csv    rows of each client and round; rounds.csv, payouts.csv likewise
-    DIR/runs/NAME/models/        what clients were given and what they keep, by id
+    DIR/runs/NAME/models/        what clients were given, by id
+    DIR/runs/NAME/kept/          what clients kept: CLIENT-ROUND.safetensors
     DIR/runs/NAME/chain/         blocks of the ledger: ROUND.blocks
 
 `state.json` is replaced last in each round, in one step, after everything else has been synced at once: whatever other
@@ -66,7 +67,7 @@ class RunState:
         newcomers: hex id of what clients receive that weren't in the last round.
         received: hex id of what those of the last round receive, by client.
         given: hex id of what a client has received before, by client: it needn't be sent again.
-        kept: hex id of what a client keeps, by client.
+        kept: the round of each client's file in `kept`.
         sizes: bytes of each table that belong to rounds that ended.
         seconds: that all rounds took.
         device: that clients trained on.
@@ -77,7 +78,7 @@ class RunState:
     newcomers: Identifier
     received: dict[int, Identifier] = field(default_factory=dict)
     given: dict[int, Identifier] = field(default_factory=dict)
-    kept: dict[int, Identifier] = field(default_factory=dict)
+    kept: dict[int, Count] = field(default_factory=dict)
     sizes: dict[str, Count] = field(default_factory=dict)
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     device: str = ""
@@ -91,7 +92,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._models, self._chain = path / "models", path / "chain"
+        self._models, self._kept, self._chain = path / "models", path / "kept", path / "chain"
         self._unsynced: list[Path] = []
 
     def state(self) -> RunState | None:
@@ -114,7 +115,7 @@ class RunFolder:
 
     def prepare(self, state: RunState | None) -> None:
         """Make folders, and cut off what belongs to a round that didn't end."""
-        for folder in (self.path, self._models, self._chain):
+        for folder in (self.path, self._models, self._kept, self._chain):
             folder.mkdir(parents=True, exist_ok=True)
         for name, columns in TABLES.items():
             path = self.path / name
@@ -161,14 +162,22 @@ class RunFolder:
         return sizes
 
     def put_model(self, identifier: str, content: bytes) -> None:
-        """Keep what clients are given, or keep themselves; an equal one is there already."""
+        """Keep what clients are given; an equal one is there already."""
         path = self._model(identifier)
         if not path.exists():
             self._write(path, content)
 
     def model(self, identifier: str) -> bytes:
-        """What clients are given, or keep themselves, by its id."""
+        """What clients are given, by its id."""
         return self._read(self._model(identifier))
+
+    def put_kept(self, client: int, learning_round: int, content: bytes) -> None:
+        """Keep what a client keeps."""
+        self._write(self._kept_file(client, learning_round), content)
+
+    def kept(self, client: int, learning_round: int) -> bytes:
+        """What a client kept in a round."""
+        return self._read(self._kept_file(client, learning_round))
 
     def put_blocks(self, learning_round: int, blocks: Sequence[bytes]) -> None:
         """Keep the blocks of a learning round."""
@@ -209,17 +218,21 @@ class RunFolder:
         self._unsynced.append(path)
 
     def _remove_others(self, state: RunState | None) -> None:
-        """Remove models but for those that a state needs: others may not be whole."""
-        needed = set()
+        """Remove models and what clients kept, but for those that a state needs: others may not be whole."""
+        models, kept = set(), set()
         if state is not None:
-            ids = (state.newcomers, *state.received.values(), *state.kept.values())
-            needed = {self._model(identifier).name for identifier in ids}
-        for path in self._models.iterdir():
-            if path.name not in needed:
-                path.unlink()
+            models = {self._model(identifier).name for identifier in (state.newcomers, *state.received.values())}
+            kept = {self._kept_file(client, number).name for client, number in state.kept.items()}
+        for folder, needed in ((self._models, models), (self._kept, kept)):
+            for path in folder.iterdir():
+                if path.name not in needed:
+                    path.unlink()
 
     def _model(self, identifier: str) -> Path:
         return self._models / f"{identifier}.safetensors"
+
+    def _kept_file(self, client: int, learning_round: int) -> Path:
+        return self._kept / f"{client}-{learning_round}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)

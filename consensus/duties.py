@@ -171,11 +171,11 @@ def last_settled(reader: StateReader, task: Task) -> int:
 def last_part(reader: StateReader, task: Task, account: AccountId) -> SettledClient | None:
     """A client's part in the last settled learning round: what it had received, and revealed, if it did.
 
-    None for who was no client then. Not part of a duty, since it reads a settled round, and duties are looked for after
-    each block.
+    None for who was no client then, and where each attempt of the round was void. Not part of a duty, since it reads a
+    settled round, and duties are looked for after each block.
     """
     settled = SETTLED.get(reader, settled_key(task.id, last_settled(reader, task)))
-    clients = () if settled is None else settled.clients
+    clients = () if settled is None or settled.aggregation is None else settled.clients
     return next((client for client in clients if client.account == account), None)
 
 

@@ -62,7 +62,7 @@ MAX_STEP_PERMILLE = 10_000
 """Ten times the way; learning collapses from about three times on."""
 
 MAX_MOMENTUM_PERMILLE = PERMILLE
-"""The whole way again; beyond it steps grow from learning round to learning round."""
+"""The whole way again. Outputs have this times their step for a momentum: above 1 they swing ever further."""
 
 MAX_CLASS_BITMAP_BYTES = (MAX_CLASSES + 7) // 8
 """A bit for each class."""

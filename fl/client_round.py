@@ -125,6 +125,7 @@ class Player:
         started = perf_counter()
         update = job.method.train(local)
         seconds = perf_counter() - started
+        start = before if update.start is None else update.start
         sent, kept = self._travelling(job, update)
         return ClientResult(
             sent=sent,
@@ -132,7 +133,7 @@ class Player:
             samples=len(shard.train),
             histogram=shard.train.histogram(),
             received_accuracies=received,
-            post_accuracies=self._measured(_after(update.start or before, update.model, job), job),
+            post_accuracies=self._measured(_after(start, update.model, job), job),
             global_accuracy=general,
             loss=update.loss,
             seconds=seconds,

@@ -163,7 +163,7 @@ def interpolated(start: nn.Module, end: nn.Module, share: float) -> nn.Module:
     if {name: (own.shape, own.dtype) for name, own in before.items()} != {
         name: (own.shape, own.dtype) for name, own in after.items()
     }:
-        raise ValueError("what predicts before training and after it has other tensors: use an interpolation of 1")
+        raise ValueError("what is trained has other tensors than what it was trained from: use an interpolation of 1")
     for name, tensor in after.items():
         if tensor.is_floating_point() and not torch.equal(tensor, before[name]):
             tensor.lerp_(before[name], 1 - share)

@@ -84,7 +84,7 @@ class TrainingResult:
 
     Attributes:
         model: canonical weights after training.
-        received_accuracy: of the model received, before training, on the client's test data.
+        received_accuracy: of what predicts before training, on the client's test data.
         post_accuracy: after training, before aggregation, on the client's test data.
         losses: mean training loss of each epoch in nats.
         samples: number of training samples.

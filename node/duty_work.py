@@ -65,7 +65,14 @@ from bflnode.node.workers.worker_protocol import (
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.errors import MissingError, QuotaError, from_os_error
 
-from .aggregation import AggregationFiles, aggregate_job, has_prior, needs_bases, needs_probe, without_unsettled
+from .aggregation import (
+    AggregationFiles,
+    aggregate_job,
+    has_prior,
+    needs_bases,
+    needs_probe,
+    without_unsettled,
+)
 from .journal import Journal
 from .node_clock import now_ms
 
@@ -77,8 +84,8 @@ CUT_OFF = 0.6
 PATIENCE_FLOOR_S = 2.0
 """Once two thirds of the models are here, the rest gets as long again, and at least this."""
 
-OLD_MODEL_PATIENCE_S = 20.0
-"""How long peers are asked for a model of the round before that this home has lost; training can do without."""
+MOMENTUM_PATIENCE_S = 20.0
+"""How long peers are asked for what was received a round before, if this home has lost it; training can do without."""
 
 MAX_SAMPLES_BYTES = 256 * 1024 * 1024
 """Largest probe set or published probe that is fetched."""
@@ -190,7 +197,7 @@ class DutyWork:
         job = replace(job, ahead=await self._ahead(duty, last))
         if has_prior(duty.specification):
             share = share_of_training(INTERPOLATION, slot.number)
-            job = replace(job, has_prior=True, memory=await self._memory(duty, last), share=share)
+            job = replace(job, has_prior=True, memory=await self._memory(last), share=share)
         result = await tools.trainer.run(job)
         model = await self._keep(output)
         tools.journal.update(
@@ -212,26 +219,25 @@ class DutyWork:
         return model
 
     async def _ahead(self, duty: Train, last: SettledClient | None) -> LookAhead | None:
-        """How far to go on before training."""
+        """How far to go on before training; without the file of the round before, from what was received."""
         momentum = duty.specification.momentum_permille / PERMILLE
-        path = await self._old(duty, last.base, "momentum") if last is not None and momentum else None
-        return None if path is None else LookAhead(path, share_of_last_round(momentum, duty.slot.number))
-
-    async def _memory(self, duty: Train, last: SettledClient | None) -> Memory | None:
-        """What is predicted with before training, beside what was received."""
-        revealed = None if last is None else last.revealed
-        path = None if revealed is None else await self._old(duty, revealed.model, "memory")
-        return None if path is None else Memory(path, MEMORY)
-
-    async def _old(self, duty: Train, blob: BlobId, purpose: str) -> str | None:
-        """The file of a model of the learning round before; where it is lost, training can do without."""
-        try:
-            with trio.move_on_after(OLD_MODEL_PATIENCE_S):
-                await self._tools.exchange.attempt(blob, max_bytes=duty.specification.model_bytes)
-            return str(await self._path(blob))
-        except (MissingError, QuotaError, Rejection) as error:
-            _log.warning("learning round %d: training goes without %s: %s", duty.slot.number, purpose, error)
+        if last is None or momentum == 0:
             return None
+        try:
+            with trio.move_on_after(MOMENTUM_PATIENCE_S):
+                await self._tools.exchange.attempt(last.base, max_bytes=duty.specification.model_bytes)
+            path = await self._path(last.base)
+        except (MissingError, QuotaError, Rejection) as error:
+            _log.warning("learning round %d: training goes without momentum: %s", duty.slot.number, error)
+            return None
+        return LookAhead(str(path), share_of_last_round(momentum, duty.slot.number))
+
+    async def _memory(self, last: SettledClient | None) -> Memory | None:
+        """What is predicted with before training, beside what was received; nothing is fetched for a measurement."""
+        revealed = None if last is None else last.revealed
+        if revealed is None or not self._tools.blobs.has(revealed.model):
+            return None
+        return Memory(str(await self._path(revealed.model)), MEMORY)
 
     async def reveal(self, duty: RevealModel) -> Reveal:
         """Open the own commitment.

@@ -5,8 +5,8 @@ state, so this may run at any time, again and again, and after a crash.
 
     kept always    what each task starts from (initial model, probe set, validation set), and what is pinned
     kept by need   everything of the learning round that runs and of the last one settled: bases, revealed models of all
-                   attempts, outputs, probes. A late joiner begins with such an output. And both models of the own last
-                   step of each task, however long ago it was: the client carries a share of it into its next round
+                   attempts, outputs, probes. A late joiner begins with such an output, and
+                   clients look ahead from such a base
     kept by age    everything of the last `keep_rounds` settled learning rounds of each task
     kept by doubt  what no learning round of the chain has named, while it is younger than the rounds that are kept: it
                    may be on its way into the chain
@@ -42,7 +42,8 @@ from .journal import Journal, RoundEntry
 _log = logging.getLogger(__name__)
 
 NEEDED_ROUNDS = 1
-"""Settled learning rounds whose models are needed: the last one's outputs are what everybody trains from next."""
+"""Settled learning rounds whose models are needed: of the last one, what everybody trains from next, and what clients
+look ahead from and remember."""
 
 DOUBT_MS = 24 * 3600 * 1000
 """How much older than a kept learning round an unknown file must be: clocks of disks and of blocks may differ."""

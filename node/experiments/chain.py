@@ -118,7 +118,7 @@ class ChainOptions:
         hostile_permille: share of the models that it counts on being hostile.
         clip_permille: longest step under norm clipping.
         step_permille: how far an output goes from what was received.
-        momentum_permille: share of the last round's difference that a client goes on by before it trains.
+        momentum_permille: how far clients look ahead before they train.
         shared_permille: part of everybody's model in each cluster's output.
         similarity: what clients are compared by.
     """

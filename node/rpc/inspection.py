@@ -492,7 +492,7 @@ class Inspector:
         else:
             participant = PARTICIPANTS.get(self._state, participant_key(owner.id, self.account_id))
             base = owner.specification.initial_model if participant is None else participant.base
-            found, origin = base.hex(), "the model that this node trains from next"
+            found, origin = base.hex(), "model that this node trains from next"
             last = last_part(self._state, owner, self.account_id)
             remembered = None if last is None or last.revealed is None else last.revealed.model
         return inspection_models.model_json(self._sources.blobs, owner, found, origin, remembered)

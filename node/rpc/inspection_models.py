@@ -72,8 +72,8 @@ def model_json(
         task: that it is of.
         identifier: its id, in hexadecimal.
         origin: who made it, and when.
-        remembered: what the node's client trained before it received this one, if it has just received it; `memory`
-            says how much of that it predicts with.
+        remembered: what the node's client trained before it received this one, if it has just received it. `memory`
+            says what to predict with for that: clients of `prior-rows` do, others may.
     """
     blob = BlobId(bytes.fromhex(identifier))
     path: Path | None = blobs.path(blob).absolute() if blobs.has(blob) else None

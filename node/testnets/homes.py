@@ -108,7 +108,7 @@ class TestnetOptions:
         rule: what becomes of models: a `task.Rule` in small letters with dashes, as are the other choices.
         step_permille: how far an output goes from what was received towards the combination, as in a task; None is the
             rule's default, as it is of the next.
-        momentum_permille: share of the last round's difference that a client goes on by before it trains, as in a task.
+        momentum_permille: how far clients look ahead before they train, as in a task.
         shared_permille: part of everybody's model in each cluster's, as in a task.
         similarity: what clients are compared by.
         base_port: first of consecutive ports; 0 takes free ones.

@@ -77,10 +77,10 @@ class RoundLine:
         aggregator: who aggregated; None for a round whose every attempt was void.
         clients: how many took part.
         clusters: sizes, in the order of labels.
-        received_accuracy: of the model that clients started from, on their own test data.
+        received_accuracy: of what clients predicted with before training, on their own test data.
         post_accuracy: after local training, before aggregation.
         control_accuracy: of a model trained on the own data alone for as long.
-        global_accuracy: of the model that clients started from, on the global test set.
+        global_accuracy: of the model that clients received, on the global test set.
         loss: of the last local epoch.
         training_s: of local training.
         seconds: from its opening to its settlement, in header time.

@@ -233,8 +233,8 @@ def _memory(found: dict[str, Any], *, is_wanted: bool | None) -> "Memory | None"
 
     if is_wanted and found["memory"] is None:
         raise CommandError(
-            f"no memory goes with the {found['origin']}: only with what this node trains from next, once it has "
-            "revealed one in the learning round before; leave out --memory"
+            f"no memory goes with the {found['origin']}: only with what this node trains from next, if what it "
+            "revealed in the learning round before is on this disk; leave out --memory"
         )
     is_used = found["has_prior"] if is_wanted is None else is_wanted
     return Memory(**found["memory"]) if found["memory"] and is_used else None

@@ -19,9 +19,7 @@ def print_report(report: dict[str, Any]) -> None:
         f"chain {short(chain['id'])} at height {chain['height']}"
     )
     _print_rounds(report["rounds"])
-    click.echo(
-        "Accuracies are means over nodes: received = of what a client starts from, post = after its local training,"
-    )
+    click.echo("Accuracies are means over nodes: received = before a client's local training, post = after it,")
     click.echo(
         "local only = without the network; these on the client's own test data. "
         "global = of the model it gets, on everybody's."

@@ -111,6 +111,17 @@ def test_a_void_attempt_is_no_part() -> None:
     assert parts(harness) == before
 
 
+def test_a_round_whose_every_attempt_was_void_is_no_part() -> None:
+    harness = opened(actors=4, rounds=4)
+    harness.play_round()
+    harness.play_to(Phase.REVEAL)
+    harness.block(*(harness.reveal(actor) for actor in range(3)))
+    while harness.task.status is TaskStatus.RUNNING:
+        harness.wait_until_due()
+    assert harness.task.status is TaskStatus.CANCELLED
+    assert parts(harness) == [None] * 4
+
+
 def test_there_is_a_last_part_after_the_last_round() -> None:
     harness = opened(actors=4, rounds=1)
     base = harness.round.clients[0].base

@@ -91,7 +91,6 @@ class LearningChain:
         rule: Rule = Rule.PAA,
         combination: Combination = Combination.MEAN,
         step_permille: int = 1000,
-        momentum_permille: int = 0,
         shared_permille: int = 1000,
         similarity: Similarity = Similarity.PROTOTYPES,
         probe_labels: Sequence[int] = (1,) * 8,
@@ -114,7 +113,7 @@ class LearningChain:
             rule=rule,
             combination=combination,
             step_permille=step_permille,
-            momentum_permille=momentum_permille,
+            momentum_permille=0,
             shared_permille=shared_permille,
             similarity=similarity,
         )

@@ -8,7 +8,7 @@ import tomli_w
 from bflnode.consensus.genesis import Genesis, format_genesis
 from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.ledger import validate_block
-from bflnode.consensus.task import Phase
+from bflnode.consensus.task import Phase, Rule
 from bflnode.node.home import Home, make_home
 from bflnode.storage.chain_store import ChainStore
 from tests.consensus.harness import Harness
@@ -79,9 +79,9 @@ def learning_keys() -> tuple[SecretKey, ...]:
     return tuple(sorted((SecretKey(bytes([seed]) * 32) for seed in range(1, CLIENTS + 1)), key=lambda key: key.account))
 
 
-def learning_home(root: Path, rounds: int = 2) -> Home:
+def learning_home(root: Path, rounds: int = 2, rule: Rule = Rule.PAA) -> Home:
     """The home of the first client of a network that trained real models, which are all in it."""
-    chain = LearningChain(root / "data", momentum_permille=700)
+    chain = LearningChain(root / "data", rule=rule)
     chain.register_all()
     for _ in range(rounds):
         chain.run_round()

@@ -14,6 +14,7 @@ from click.testing import Result
 
 from bflnode.consensus.genesis import format_genesis
 from bflnode.consensus.keys import SecretKey, account_text
+from bflnode.consensus.task import Rule
 from bflnode.fl.samples import LabelledData, Shard, numbered_classes, save_shard
 from bflnode.fl.weights import parse
 from bflnode.node.cli import bflnode
@@ -44,7 +45,11 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Harness]:
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home in which two learning rounds were settled, with all models and with data of its own."""
-    home = learning_home(tmp_path_factory.mktemp("learned") / "home")
+    return home_with_data(tmp_path_factory.mktemp("learned") / "home", Rule.PAA)
+
+
+def home_with_data(root: Path, rule: Rule) -> Path:
+    home = learning_home(root, rule=rule)
     shape = ARCHITECTURE.input_shape
     generator = np.random.default_rng(1)
     data = [
@@ -232,6 +237,12 @@ def test_model_is_measured_with_what_the_node_trained_last(learned: Path) -> Non
     assert "with its memory" in run("model", "eval", "--memory", "--home", learned).output
     older = ("--cluster", "0", "--round", "1", "--home", learned)
     assert "no memory goes with the model of cluster 0" in complaint(run("model", "eval", "--memory", *older), 1)
+
+
+def test_own_data_is_measured_as_the_tasks_clients_do(tmp_path: Path) -> None:
+    home = home_with_data(tmp_path, Rule.PRIOR_ROWS)
+    found = read("model", "eval", "--home", home)
+    assert (found["has_prior"], found["has_memory"]) == (True, True)
 
 
 def test_model_classifies_a_persons_samples(learned: Path, tmp_path: Path) -> None:

@@ -29,9 +29,10 @@ from bflnode.fl.architectures import architecture
 from bflnode.fl.samples import load_shard
 from bflnode.fl.weights import parse, serialize
 from bflnode.node import duty_work as limits
-from bflnode.node.duty_work import CannotFulfilError, DutyWork, differing
+from bflnode.node.duty_work import CannotFulfilError, DutyWork, differing, training_job
 from bflnode.node.node import Node
 from bflnode.node.node_clock import now_ms
+from bflnode.node.workers.worker_protocol import LookAhead
 from tests.node.nodes import opened, small_network
 
 pytestmark = pytest.mark.usefixtures("forking")
@@ -245,20 +246,19 @@ def part(base: BlobId, revealed: BlobId | None) -> SettledClient:
     )
 
 
-async def test_a_client_that_lost_models_of_the_round_before_trains_without_momentum_or_memory_and_says_so(
+async def test_a_client_that_lost_models_of_the_round_before_trains_without_momentum_or_memory(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with bench(tmp_path) as at:
         duty = Train(at.slot, at.specification.initial_model, at.specification, at.soon_ms())
 
-        async def trained(last: SettledClient | None) -> tuple[str | None, float | None, list[str]]:
+        async def trained(last: SettledClient | None) -> tuple[str | None, float | None, bool]:
             at.node.journal.delete(at.node.journal.entry(at.slot))
             caplog.clear()
             await at.work.train(duty, last)
-            said = "".join(record.getMessage() for record in caplog.records)
-            without = [purpose for purpose in ("momentum", "memory") if f"without {purpose}" in said]
+            warned = any("without momentum" in record.getMessage() for record in caplog.records)
             entry = at.node.journal.entry(at.slot)
-            return entry.model, entry.received_accuracy, without
+            return entry.model, entry.received_accuracy, warned
 
         lost, biased = BlobId(bytes(32)), dict(parse(at.weights[0], at.architecture.table))
         counts = np.array(load_shard(at.work._tools.shard).train.histogram())
@@ -266,11 +266,33 @@ async def test_a_client_that_lost_models_of_the_round_before_trains_without_mome
         biased["decision.bias"] = np.where(np.arange(10) == rarest, np.float32(1e6), biased["decision.bias"])
         says_one_class = at.node.blobs.put(serialize(biased))
         model, received, _ = await trained(None)
-        assert await trained(part(lost, lost)) == (model, received, ["momentum", "memory"])
+        assert await trained(part(lost, lost)) == (model, received, True)
         ahead = await trained(part(at.models[0].model, None))
-        assert (ahead[0] != model, *ahead[1:]) == (True, received, [])
+        assert (ahead[0] != model, *ahead[1:]) == (True, received, False)
         remembering = await trained(part(lost, says_one_class))
-        assert (remembering[0], remembering[1] != received, remembering[2]) == (model, True, ["momentum"])
+        assert (remembering[0], remembering[1] != received, remembering[2]) == (model, True, True)
+
+
+async def test_momentum_fades_with_the_number_of_the_learning_round(tmp_path: Path) -> None:
+    async with bench(tmp_path) as at:
+        last = part(at.models[0].model, None)
+        for number, share in ((2, 0.7), (10, 0.175)):
+            slot = replace(at.slot, number=number)
+            duty = Train(slot, at.specification.initial_model, at.specification, at.soon_ms())
+            await at.work.train(duty, last)
+            again = tmp_path / "again"
+            job = training_job(
+                at.specification,
+                at.work._tools,
+                base=at.node.blobs.path(duty.base),
+                output=again,
+                slot=slot,
+            )
+            ahead = LookAhead(str(at.node.blobs.path(last.base)), share)
+            await at.work._tools.trainer.run(replace(job, has_prior=True, ahead=ahead))
+            revealed = at.node.journal.entry(slot).model
+            assert revealed is not None
+            assert again.read_bytes() == at.node.blobs.path(BlobId(bytes.fromhex(revealed))).read_bytes()
 
 
 async def test_a_commitment_whose_model_is_lost_cannot_be_revealed_and_says_so(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_models_go_as_a_task_goes_on_and_every_duty_finds_its_own(mode: ProbeMod
 def play(mode: ProbeMode, keep_rounds: int, steps: Iterable[tuple[set[int], str]]) -> Disk:
     """Two tasks of which the first is played, with pruning after each block; times of files are believed at once."""
     second = replace(SPECIFICATION, name="second", probe_mode=mode, rounds=2, initial_model=blob("second"))
-    first = replace(SPECIFICATION, probe_mode=mode, rounds=4, clients_start=3, momentum_permille=700)
+    first = replace(SPECIFICATION, probe_mode=mode, rounds=4, clients_start=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pruning, "DOUBT_MS", 0)
         harness = Harness(actors=5, specifications=(first, second))

@@ -95,7 +95,7 @@ def test_training_begins_with_what_it_says_or_with_the_model_that_was_measured(n
     before, after = (update.start or measured).state_dict(), update.model.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.allclose(before[key], after[key], atol=1e-6) for key in before)
-    if name != "prior-rows":  # what it keeps is the round itself, and not a model
+    if name != "prior-rows":  # which keeps the number of the round as well
         assert is_close(update.kept, first.kept)
 
 

@@ -82,5 +82,5 @@ def test_an_interpolation_keeps_the_label_prior_of_absent_classes() -> None:
 
 def test_there_is_nothing_between_models_of_different_shape() -> None:
     other = build_classifier(architecture("mlp/1x8x8/10"))
-    with pytest.raises(ValueError, match="has other tensors: use an interpolation of 1"):
+    with pytest.raises(ValueError, match="has other tensors than what it was trained from: use an interpolation of 1"):
         interpolated(build_classifier(RESNET), other, 0.5)

@@ -167,12 +167,12 @@ def train(
     with repeatable_torch(config.threads):
         device = choose_device(config.device)
         prior = shard.train if has_prior else None
-        module, predicting = (
-            _predicting(architecture, trainable(architecture, weights), prior).to(device)
-            for weights in (base, base if before is None else before)
-        )
+        module = _predicting(architecture, trainable(architecture, base), prior).to(device)
         classifier = module.classifier if isinstance(module, WithPrior) else module
-        received = measure(predicting, shard.test)
+        if before is None:
+            received = measure(module, shard.test)
+        else:
+            received = measure(_predicting(architecture, trainable(architecture, before), prior).to(device), shard.test)
         start = module if share == 1 else copy.deepcopy(module)
         losses = fit(module, shard.train, config, on_progress=on_progress)
         post = measure(interpolated(start, module, share), shard.test)

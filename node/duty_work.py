@@ -65,14 +65,7 @@ from bflnode.node.workers.worker_protocol import (
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.errors import MissingError, QuotaError, from_os_error
 
-from .aggregation import (
-    AggregationFiles,
-    aggregate_job,
-    has_prior,
-    needs_bases,
-    needs_probe,
-    without_unsettled,
-)
+from .aggregation import AggregationFiles, aggregate_job, has_prior, needs_bases, needs_probe, without_unsettled
 from .journal import Journal
 from .node_clock import now_ms
 

@@ -23,6 +23,7 @@ from bflnode.fl.updates import update_correlations
 from bflnode.fl.weights import Tensors
 
 from .method import (
+    NOTHING,
     Gathered,
     Given,
     Local,
@@ -42,8 +43,8 @@ PROTOTYPES, UPDATES = SIMILARITIES = ("prototypes", "updates")
 """What clients are compared by."""
 
 ROUND, SENT = "round", "sent."
-"""Among the tensors that a client keeps, of the model that it received: the number of the learning round, and, before
-their names, the tensors that it sent."""
+"""What a client keeps beside the model that it received: the number of the learning round, and, before their names, the
+tensors that it sent."""
 
 
 def correlations(gathered: Gathered, similarity: str) -> CorrelationMatrix:
@@ -109,9 +110,10 @@ class PriorRows(Method):
         start, model = (self._with_prior(local, self._ahead(local)) for _ in range(2))
         losses = fit(model, local.shard.train, local.config)
         sent = get_tensors(model.classifier)
+        kept = merged(local.received if self.momentum else NOTHING, prefixed(SENT, sent) if self.memory else NOTHING)
         return Update(
             sent=sent,
-            kept=merged(local.received, {ROUND: np.array(local.round)}, prefixed(SENT, sent)),
+            kept=merged(kept, {ROUND: np.array(local.round)}) if kept else NOTHING,
             model=self._predicting(model),
             loss=losses[-1],
             start=self._predicting(start),
@@ -142,7 +144,7 @@ class PriorRows(Method):
         """Between what was received and what it sent last, with the own prior; the former if it expects all classes."""
         if self.expects != "own":
             return self.general_model(local)
-        if not _has_just_taken_part(local):
+        if not (self.memory and _has_just_taken_part(local)):
             return self._with_prior(local, local.received)
         return self._with_prior(local, between(local.received, stripped(SENT, local.kept), self.memory))
 
@@ -151,7 +153,7 @@ class PriorRows(Method):
         return local.classifier()
 
     def _ahead(self, local: Local) -> Tensors:
-        if not _has_just_taken_part(local):
+        if not (self.momentum and _has_just_taken_part(local)):
             return local.received
         return looked_ahead(local.received, local.kept, share_of_last_round(self.momentum, local.round))
 

@@ -127,7 +127,7 @@ def _train(job: TrainJob, report: Report, threads: int) -> TrainResult:
     with _model(job.base_path, job.ahead, chosen) as start, _model(job.base_path, job.memory, chosen) as before:
         trained = train(
             *(chosen, bytes(start), shard, config, report_epoch),
-            before=bytes(before),
+            before=None if job.ahead is None and job.memory is None else bytes(before),
             has_prior=job.has_prior,
             share=job.share,
         )

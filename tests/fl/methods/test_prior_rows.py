@@ -7,7 +7,7 @@ import pytest
 
 from bflnode.consensus.clustering import cluster
 from bflnode.fl.methods.registry import make_method
-from bflnode.fl.networks import get_tensors
+from bflnode.fl.networks import Classifier, get_tensors
 from bflnode.fl.prior import WithPrior
 from tests.fl.methods.clients import gathered, initial, is_close, local, sent, shifted
 
@@ -65,7 +65,9 @@ def test_a_client_predicts_between_what_it_received_and_what_it_sent_last() -> N
     assert isinstance(model, WithPrior)
     expected = {name: 0.75 * tensor + 0.25 * before.sent[name] for name, tensor in client.received.items()}
     assert is_close(get_tensors(model.classifier), expected)
-    assert is_close(get_tensors(method.general_model(client)), client.received)  # type: ignore[arg-type]  # a classifier
+    general = method.general_model(client)
+    assert isinstance(general, Classifier)
+    assert is_close(get_tensors(general), client.received)
 
 
 def test_a_client_that_took_no_part_in_the_round_before_has_neither_momentum_nor_memory() -> None:
@@ -131,6 +133,18 @@ def test_without_rows_the_decision_layer_is_the_mean_over_all() -> None:
     assert is_close(given.newcomers, shifted(initial(), 2.0))
 
 
+@pytest.mark.parametrize(("momentum", "memory"), [(0.7, 0.5), (0.7, 0.0), (0.0, 0.5), (0.0, 0.0)])
+def test_only_what_momentum_and_memory_need_is_kept(momentum: float, memory: float) -> None:
+    method = make_method("prior-rows", {"momentum": momentum, "memory": memory})
+    kept = method.train(local()).kept
+
+    models = bool(momentum) + bool(memory)
+    assert len(kept) == models * len(initial()) + bool(models)
+    later = replace(local(received=shifted(initial(), 7.0), kept=kept), round=2)
+    assert set(method.train(later).kept) == set(kept)
+    assert isinstance(method.personal_model(later), WithPrior)
+
+
 def test_a_client_that_expects_all_classes_alike_predicts_without_its_prior_and_memory() -> None:
     method = make_method("prior-rows", {"expects": "uniform"})
     client = local(labels=[0, 1])
@@ -148,6 +162,7 @@ def test_predictions_for_everybody_are_made_without_the_prior() -> None:
     method = make_method("prior-rows", {})
     client = local(labels=[0, 0])
 
-    general = get_tensors(method.general_model(client))  # type: ignore[arg-type]  # a classifier
+    general = method.general_model(client)
 
-    assert is_close(general, client.received)
+    assert isinstance(general, Classifier)
+    assert is_close(get_tensors(general), client.received)

@@ -5,8 +5,8 @@ state, so this may run at any time, again and again, and after a crash.
 
     kept always    what each task starts from (initial model, probe set, validation set), and what is pinned
     kept by need   everything of the learning round that runs and of the last one settled: bases, revealed models of all
-                   attempts, outputs, probes. A late joiner begins with such an output, and
-                   clients look ahead from such a base
+                   attempts, outputs, probes. A late joiner begins with such an output, and clients
+                   look ahead from such a base
     kept by age    everything of the last `keep_rounds` settled learning rounds of each task
     kept by doubt  what no learning round of the chain has named, while it is younger than the rounds that are kept: it
                    may be on its way into the chain

@@ -243,6 +243,8 @@ def test_own_data_is_measured_as_the_tasks_clients_do(tmp_path: Path) -> None:
     home = home_with_data(tmp_path, Rule.PRIOR_ROWS)
     found = read("model", "eval", "--home", home)
     assert (found["has_prior"], found["has_memory"]) == (True, True)
+    older = read("model", "eval", "--cluster", "0", "--round", "1", "--home", home)
+    assert (older["has_prior"], older["has_memory"]) == (True, False)
 
 
 def test_model_classifies_a_persons_samples(learned: Path, tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ People read and write it as JSON; its canonical bytes, and nothing else, give th
 network starts with are here too: BFLN's for learning, ours for agreement.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 from .block import Validator
 from .encoding import encode
@@ -53,11 +54,33 @@ DEFAULT_HOSTILE_PERMILLE = 200
 DEFAULT_RULE = Rule.PRIOR_ROWS
 """What learned best in this project's study (docs/results.md); PAA is the paper's."""
 
-DEFAULT_STEP_PERMILLE = MappingProxyType({Rule.PAA: PERMILLE, Rule.PRIOR_ROWS: 1250})
-"""Of outputs, by rule: the paper's, and the study's."""
 
-DEFAULT_MOMENTUM_PERMILLE = MappingProxyType({Rule.PAA: 0, Rule.PRIOR_ROWS: 700})
-"""Of clients, by rule: as the steps."""
+class RuleDefaults(TypedDict):
+    """Fields of a task that mean something else under each rule."""
+
+    step_permille: int
+    momentum_permille: int
+    shared_permille: int
+    similarity: Similarity
+
+
+DEFAULTS_BY_RULE: Mapping[Rule, RuleDefaults] = MappingProxyType(
+    {
+        Rule.PAA: RuleDefaults(
+            step_permille=PERMILLE,
+            momentum_permille=0,
+            shared_permille=PERMILLE,
+            similarity=Similarity.PROTOTYPES,
+        ),
+        Rule.PRIOR_ROWS: RuleDefaults(
+            step_permille=1250,
+            momentum_permille=700,
+            shared_permille=300,
+            similarity=Similarity.UPDATES,
+        ),
+    }
+)
+"""The paper's, and the study's."""
 
 
 class GenesisError(ValueError):
@@ -259,7 +282,7 @@ def default_task(
 ) -> TaskSpecification:
     """A task with the numbers of BFLN's evaluation; what it does not say is ours: psi, tolerance, fewest clients.
 
-    So is the rule: BFLN's is PAA, with a step of 1000 and a momentum of 0.
+    So is the rule with its settings: BFLN's is PAA, with those that `DEFAULTS_BY_RULE` has for it.
 
     `dataclasses.replace` changes what should differ.
     """
@@ -285,10 +308,7 @@ def default_task(
         combination=Combination.MEAN,
         hostile_permille=DEFAULT_HOSTILE_PERMILLE,
         clip_permille=PERMILLE,
-        step_permille=DEFAULT_STEP_PERMILLE[DEFAULT_RULE],
-        momentum_permille=DEFAULT_MOMENTUM_PERMILLE[DEFAULT_RULE],
-        shared_permille=PERMILLE,
-        similarity=Similarity.PROTOTYPES,
+        **DEFAULTS_BY_RULE[DEFAULT_RULE],
         tolerance=10,
         deadlines=default_deadlines(),
         epochs=5,

@@ -176,8 +176,9 @@ class TaskSpecification(Record):
     `momentum_permille` is how far a client goes on from what it received before it trains, as a share of the difference
     to what it received a learning round before: in the first five rounds; in round r after them (5 / r)^2 of that.
     Advice.
-    `shared_permille` is the part of everybody's model in each cluster's output under PRIOR_ROWS; 1000 is one model for
-    all. `similarity` says by what clusters are found. The paper's are PAA, MEAN, 1000, 0, 1000 and PROTOTYPES.
+    `shared_permille` is the part of everybody's representation in each cluster's output under PRIOR_ROWS; 1000 is one
+    model for all. `similarity` says by what clusters are found; with UPDATES they get a larger part where they hardly
+    differ. The paper's are PAA, MEAN, 1000, 0, 1000 and PROTOTYPES.
     """
 
     name: Annotated[str, AtMost(64)]

@@ -8,7 +8,7 @@ weights they have is decided by the caller. No torch.
 
     paa          a model for each cluster: received + step (combination of what its members sent - received)
     prior-rows   one model for all: the same over everybody, but row c of the decision layer over those who hold class
-                 c; with `shared` below 1 mixed with the same of each cluster
+                 c; with `shared` below 1 its representation mixed with that of each cluster
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,8 +34,8 @@ class Rule:
         combination: what makes one model of several.
         server_step: how far an output goes from what was received towards the combination; 1 is the combination itself,
             bit for bit. BatchNorm's statistics never take a step: a variance beyond the combined one can be negative.
-        shared: under PRIOR_ROWS, the part of everybody's model in a cluster's output, 0 to 1; the rest is made by the
-            same rule of its members alone. 1 is one model for all.
+        shared: under PRIOR_ROWS, the part of everybody's representation in a cluster's, 0 to 1; the rest is made of its
+            members alone. The decision layer is everybody's: a cluster may lack classes. 1 is one model for all.
     """
 
     name: str = PAA
@@ -96,7 +96,9 @@ def outputs(
         elif rule.shared == 1:
             yield label, for_all
         else:
-            yield label, moved(_prior_rows(rule, members), for_all, rule.shared)
+            own = _stepped(rule, members, _combined(rule, members))
+            representation = {name: tensor for name, tensor in own.items() if not name.startswith(DECISION)}
+            yield label, moved(representation, for_all, rule.shared)
 
 
 def _prior_rows(rule: Rule, everybody: Sequence[Contribution]) -> dict[str, Tensor]:

@@ -3,17 +3,19 @@
 Prototypes compare what trained models make of a probe that all see; under a prior that stays local they hardly tell
 groups of turned images apart. Steps do (Sattler et al. 2020, "Clustered Federated Learning", which takes the cosine of
 all of a step): here Pearson's correlation of the representation alone, as PAA takes it of prototypes, so that which
-classes a client has counts less. No torch.
+classes a client has counts less. How much the clusters found differ says how much of everybody's model is good for
+each. No torch.
 """
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .aggregation import CHUNK_ELEMENTS, STATISTICS
 from .architectures import DECISION
-from .prototypes import CorrelationMatrix, matrix_of_covariances
+from .prototypes import CORRELATION_SCALE, CorrelationMatrix, matrix_of_covariances
 from .weights import Tensors
 
 CONSTANT_SPREAD = 1e-3
@@ -62,3 +64,32 @@ def update_correlations(sent: Sequence[Tensors], received: Sequence[Tensors]) ->
     faded = covariances * np.outer(shares, shares)
     np.fill_diagonal(faded, np.where(shares > 0, variances, 0.0))
     return matrix_of_covariances(faded)
+
+
+def common_part(matrix: CorrelationMatrix, labels: Sequence[int]) -> float:
+    """How much of everybody's step is good for a cluster: 1 where clusters differ no more than their members do.
+
+    The mean of a few members' steps has the noise of few, that of all lacks what the cluster has of its own. The best
+    linear mixture gives the latter a part of 1 / F, where F is the ratio of the mean squares between and within
+    clusters (Fisher 1925, one-way analysis of variance; Efron and Morris 1973, "Stein's estimation rule and its
+    competitors", the grand mean as what is shrunk to), but at most 1. Steps are taken as of one length, so that their
+    products are their correlations. Deviation: clusters are found from the same steps, so F is somewhat too large.
+
+    Exact up to one rounding, so the same on every machine.
+
+    Args:
+        matrix: (clients, clients) of `update_correlations`.
+        labels: the cluster of each client.
+
+    Returns:
+        0 to 1; 1 for one cluster, and for as many as clients: there is nothing to compare.
+    """
+    table, own = matrix.astype(np.int64), np.asarray(labels)
+    groups = [own == label for label in sorted(set(labels))]
+    clients, clusters = len(own), len(groups)
+    if not 1 < clusters < clients:
+        return 1.0
+    explained = sum(Fraction(int(table[np.ix_(group, group)].sum()), int(group.sum())) for group in groups)
+    between = (explained - Fraction(int(table.sum()), clients)) / (clusters - 1)
+    within = (clients * CORRELATION_SCALE - explained) / (clients - clusters)
+    return 1.0 if within >= between else float(within / between)

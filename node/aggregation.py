@@ -33,9 +33,13 @@ class AggregationFiles:
 
 
 def aggregate_job(
-    specification: TaskSpecification, clients: Sequence[Included], labels: tuple[int, ...], files: AggregationFiles
+    specification: TaskSpecification,
+    clients: Sequence[Included],
+    triangle: bytes,
+    labels: tuple[int, ...],
+    files: AggregationFiles,
 ) -> AggregateJob:
-    """The job that makes the outputs of clients, which are in the order of keys, with these labels."""
+    """The job that makes the outputs of clients, which are in the order of keys, with these similarities and labels."""
     by_samples = specification.weighting is Weighting.SAMPLES
     return AggregateJob(
         architecture_id=specification.architecture,
@@ -46,6 +50,7 @@ def aggregate_job(
         rule=rule_settings(specification),
         base_paths=files.bases,
         classes=tuple(client.classes for client in clients),
+        triangle=triangle if shares_by_steps(specification) else b"",
     )
 
 
@@ -71,6 +76,11 @@ def needs_probe(specification: TaskSpecification) -> bool:
     return specification.similarity is Similarity.PROTOTYPES
 
 
+def shares_by_steps(specification: TaskSpecification) -> bool:
+    """Whether clusters get more of everybody's model the less their members' steps differ from others'."""
+    return specification.shared_permille < PERMILLE and specification.similarity is Similarity.UPDATES
+
+
 def has_prior(specification: TaskSpecification) -> bool:
     """Whether clients train, and predict for themselves, with their label prior."""
     return specification.rule is Rule.PRIOR_ROWS
@@ -93,7 +103,8 @@ def rule_text(specification: TaskSpecification) -> str:
     settings = rule_settings(specification)
     step = "" if settings.step_permille == PERMILLE else f", step {settings.step_permille / PERMILLE:g}"
     momentum = f", momentum {specification.momentum_permille / PERMILLE:g}" if specification.momentum_permille else ""
-    shared = f", shared {settings.shared_permille / PERMILLE:g}" if settings.shared_permille != PERMILLE else ""
+    least = "at least " if shares_by_steps(specification) else ""
+    shared = f", {least}{settings.shared_permille / PERMILLE:g} shared" if settings.shared_permille != PERMILLE else ""
     by = "" if needs_probe(specification) else ", compared by updates"
     return f"{settings.name} of {settings.combination}{step}{momentum}{shared}{by}"
 

@@ -327,7 +327,7 @@ class DutyWork:
         job = await self._matrix_job(duty.specification, duty.models, duty.probe_seed, opening)
         triangle = (await self._tools.trainer.run(job)).triangle
         labels = cluster(matrix_from_triangle(triangle, len(duty.models)), duty.specification.clusters)
-        outputs = await self._combine(duty.slot, duty.specification, duty.models, labels)
+        outputs = await self._combine(duty.slot, duty.specification, duty.models, triangle, labels)
         return AggregateBody(duty.slot, triangle, outputs, opening)
 
     async def attest(self, duty: AttestTo) -> Attest:
@@ -335,7 +335,9 @@ class DutyWork:
         aggregation = duty.aggregation
         await self._fetch_all(duty.models, duty.specification)
         none = bytes((len(duty.models) + 7) // 8)
-        outputs = await self._combine(duty.slot, duty.specification, duty.models, aggregation.labels)
+        outputs = await self._combine(
+            duty.slot, duty.specification, duty.models, aggregation.triangle, aggregation.labels
+        )
         if outputs != aggregation.outputs:
             return Attest(duty.slot, aggregation.transaction, Fault.OUTPUT_MISMATCH, none)
         try:
@@ -398,7 +400,12 @@ class DutyWork:
         return MatrixJob(specification.architecture, paths, probe)
 
     async def _combine(
-        self, slot: Slot, specification: TaskSpecification, models: tuple[OfferedModel, ...], labels: tuple[int, ...]
+        self,
+        slot: Slot,
+        specification: TaskSpecification,
+        models: tuple[OfferedModel, ...],
+        triangle: bytes,
+        labels: tuple[int, ...],
     ) -> tuple[BlobId, ...]:
         """The output for each cluster, into the blob store; their ids in the order of labels."""
         tools = self._tools
@@ -411,7 +418,7 @@ class DutyWork:
             bases=await self._bases(specification, models),
             outputs=tuple(map(str, outputs)),
         )
-        await tools.trainer.run(aggregate_job(specification, models, labels, files))
+        await tools.trainer.run(aggregate_job(specification, models, triangle, labels, files))
         return tuple([await self._keep(path) for path in outputs])
 
     async def _bases(self, specification: TaskSpecification, models: tuple[OfferedModel, ...]) -> tuple[str, ...]:

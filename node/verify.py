@@ -388,7 +388,8 @@ class _RoundAudit:
         with tempfile.TemporaryDirectory(prefix="bflnode-verify-") as folder:
             outputs = tuple(str(Path(folder) / str(label)) for label in range(len(self.aggregation.outputs)))
             files = AggregationFiles(paths, base_paths, outputs)
-            job = aggregate_job(self.specification, self._clients(), self.aggregation.labels, files)
+            triangle, labels = self.aggregation.triangle, self.aggregation.labels
+            job = aggregate_job(self.specification, self._clients(), triangle, labels, files)
             self._run(job, Path(folder))
             for label, (output, claimed) in enumerate(zip(outputs, self.aggregation.outputs, strict=True)):
                 computed = _blob_id(Path(output))

@@ -124,7 +124,7 @@ class Gathered:
         probe: samples of one category, for prototypes; another category each round.
         cluster: the chain's clustering.
         combine: what makes one model out of a cluster's; the mean unless another one is wanted.
-        labels: the cluster of each client by PAA, where a ledger has found them already.
+        matrix: how alike clients are by what the method compares them by, where a ledger has computed it already.
     """
 
     round: int
@@ -135,7 +135,7 @@ class Gathered:
     probe: LabelledData
     cluster: Cluster
     combine: RobustRule
-    labels: tuple[int, ...] | None = None
+    matrix: CorrelationMatrix | None = None
 
     def outputs(self, rule: Rule, labels: Sequence[int]) -> dict[int, dict[str, Tensor]]:
         """What a rule of the chain makes of what was sent, by label, in order of label."""

@@ -53,7 +53,8 @@ class Paa(_Clustered):
     source = "BFLN 2024, section 3.3, eq. 1 to 3"
 
     def _labels(self, gathered: Gathered) -> tuple[int, ...]:
-        return gathered.clustered(similarities(gathered), self.clusters) if gathered.labels is None else gathered.labels
+        matrix = similarities(gathered) if gathered.matrix is None else gathered.matrix
+        return gathered.clustered(matrix, self.clusters)
 
 
 @dataclass(frozen=True, kw_only=True)

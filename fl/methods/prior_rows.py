@@ -7,7 +7,7 @@ momentum: they train from ahead of what they received, in the direction that eve
 what they received and what they trained.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
@@ -17,9 +17,9 @@ from bflnode.fl.momentum import looked_ahead, share_of_last_round
 from bflnode.fl.networks import get_tensors
 from bflnode.fl.prior import WithPrior, with_prior
 from bflnode.fl.prototypes import CorrelationMatrix
-from bflnode.fl.rules import PAA, PRIOR_ROWS, Rule
+from bflnode.fl.rules import PRIOR_ROWS, Rule
 from bflnode.fl.training import fit
-from bflnode.fl.updates import update_correlations
+from bflnode.fl.updates import common_part, update_correlations
 from bflnode.fl.weights import Tensors
 
 from .method import (
@@ -49,6 +49,8 @@ tensors that it sent."""
 
 def correlations(gathered: Gathered, similarity: str) -> CorrelationMatrix:
     """How alike clients are by PROTOTYPES or by UPDATES."""
+    if gathered.matrix is not None:
+        return gathered.matrix
     if similarity == PROTOTYPES:
         return similarities(gathered)
     return update_correlations([sent.tensors for sent in gathered.sent], [sent.received for sent in gathered.sent])
@@ -62,7 +64,8 @@ class PriorRows(Method):
     before, and predicts before that with `received + memory (sent - received)`, where `sent` is what it sent then; who
     took no part in that round does both with what it received. The aggregator returns
     `received + eta (mean of sent - received)`, but row c of the decision layer is the mean over those whose client has
-    samples of class c; a row without holders becomes the mean of the others.
+    samples of class c; a row without holders becomes the mean of the others. Clusters whose steps differ get their own
+    representation, in part.
 
     Attributes:
         server_step: eta.
@@ -75,7 +78,8 @@ class PriorRows(Method):
             it received.
         clusters: that the chain looks for, to pay clients, and to mix their models where `shared` is below 1.
         similarity: by which it does: "prototypes" (PAA's) or "updates" (`fl.updates`).
-        shared: part of everybody's model in what a cluster receives; 1 is one model for all.
+        shared: part of everybody's representation in what a cluster receives; 1 is one model for all. With "updates"
+            the least part: it grows up to 1 as clusters' steps differ less, see `fl.updates.common_part`.
         interpolation: as for all methods.
     """
 
@@ -89,8 +93,8 @@ class PriorRows(Method):
     mask: bool = True
     expects: str = "own"
     clusters: int = 5
-    similarity: str = PROTOTYPES
-    shared: float = 1.0
+    similarity: str = UPDATES
+    shared: float = 0.3
     interpolation: float = INTERPOLATION
 
     def __post_init__(self) -> None:
@@ -120,25 +124,20 @@ class PriorRows(Method):
         )
 
     def aggregate(self, gathered: Gathered) -> Given:
-        """The combination of the steps of all clients, and of the rows of those who hold the class."""
-        rule = Rule(
-            name=PRIOR_ROWS if self.rows else PAA,
-            combination=gathered.combine,
-            server_step=self.server_step,
-            shared=self.shared,
-        )
+        """The combination of the steps of all clients, and of the rows of those who hold the class; clusters differ."""
+        if not self.rows:
+            gathered = _of_holders_of_all(gathered)
+        rule = Rule(name=PRIOR_ROWS, combination=gathered.combine, server_step=self.server_step, shared=self.shared)
         if self.shared == 1:
             return same_for_all(gathered, gathered.outputs(rule, [0] * len(gathered.sent))[0])
-        labels = self._labels(gathered)
+        matrix = correlations(gathered, self.similarity)
+        labels = gathered.clustered(matrix, self.clusters)
+        if self.similarity == UPDATES:
+            rule = replace(rule, shared=max(self.shared, common_part(matrix, labels)))
         return by_cluster(labels, gathered.outputs(rule, labels))
 
     def _predicting(self, model: WithPrior) -> nn.Module:
         return model if self.expects == "own" else model.classifier
-
-    def _labels(self, gathered: Gathered) -> tuple[int, ...]:
-        if gathered.labels is not None:
-            return gathered.labels
-        return gathered.clustered(correlations(gathered, self.similarity), self.clusters)
 
     def personal_model(self, local: Local) -> nn.Module:
         """Between what was received and what it sent last, with the own prior; the former if it expects all classes."""
@@ -164,6 +163,12 @@ class PriorRows(Method):
         elif not self.mask:
             counts = np.maximum(counts, 0.5)
         return with_prior(local.classifier(tensors), counts.tolist())
+
+
+def _of_holders_of_all(gathered: Gathered) -> Gathered:
+    """The same as if each client held all classes."""
+    ones = (1,) * gathered.architecture.classes
+    return replace(gathered, sent=tuple(replace(sent, histogram=ones) for sent in gathered.sent))
 
 
 def _has_just_taken_part(local: Local) -> bool:

@@ -192,13 +192,14 @@ class Run:
         def aggregate(offer: Offer) -> Outcome:
             included = tuple(sent[client] for client in offer.clients)
             gathered = self._gathered(number, included, offer.probe_seed)
-            matrix = correlations(gathered, self._similarity).astype("int64")
-            labels = cluster(matrix, chain.clusters)
-            given = self._method.aggregate(replace(gathered, labels=labels))
+            matrix = correlations(gathered, self._similarity)
+            labels = gathered.clustered(matrix, chain.clusters)
+            given = self._method.aggregate(replace(gathered, matrix=matrix))
             received = self._put_all(given.received)
             outputs = {label: received[index] for index, label in enumerate(labels)}
             return Outcome(
-                triangle_from_matrix(matrix), tuple(BlobId(bytes.fromhex(outputs[label])) for label in sorted(outputs))
+                triangle_from_matrix(matrix.astype("int64")),
+                tuple(BlobId(bytes.fromhex(outputs[label])) for label in sorted(outputs)),
             )
 
         later = self._clients(number + 1) if number < self._experiment.rounds else ()

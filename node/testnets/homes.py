@@ -28,14 +28,14 @@ import tomli_w
 from bflnode.consensus.block import Validator
 from bflnode.consensus.genesis import (
     DEFAULT_HOSTILE_PERMILLE,
-    DEFAULT_MOMENTUM_PERMILLE,
     DEFAULT_RULE,
-    DEFAULT_STEP_PERMILLE,
+    DEFAULTS_BY_RULE,
     Genesis,
     GenesisAccount,
     GenesisTask,
     Mode,
     Parameters,
+    RuleDefaults,
     default_deadlines,
     default_parameters,
     format_genesis,
@@ -107,9 +107,9 @@ class TestnetOptions:
         learning_rate_micro: learning rate in millionths.
         rule: what becomes of models: a `task.Rule` in small letters with dashes, as are the other choices.
         step_permille: how far an output goes from what was received towards the combination, as in a task; None is the
-            rule's default, as it is of the next.
+            rule's default, as it is of the next three.
         momentum_permille: how far clients look ahead before they train, as in a task.
-        shared_permille: part of everybody's model in each cluster's, as in a task.
+        shared_permille: least part of everybody's model in each cluster's, as in a task.
         similarity: what clients are compared by.
         base_port: first of consecutive ports; 0 takes free ones.
     """
@@ -134,8 +134,8 @@ class TestnetOptions:
     clip_permille: int = PERMILLE
     step_permille: int | None = None
     momentum_permille: int | None = None
-    shared_permille: int = PERMILLE
-    similarity: str = "prototypes"
+    shared_permille: int | None = None
+    similarity: str | None = None
     psi: int = 32
     seed: int = 1
     base_port: int = 0
@@ -215,9 +215,10 @@ def make_testnet(directory: Path, options: TestnetOptions) -> Testnet:
             f"{options.combination} counts clients equally: leave out --weighting {options.weighting}, "
             "or use --combination mean"
         )
-    if options.similarity == "updates" and options.probe_mode != "public":
+    settings = _by_rule(options)
+    if settings["similarity"] is Similarity.UPDATES and options.probe_mode != "public":
         raise HomeError("updates are compared without samples: leave out --probe-mode, or use --similarity prototypes")
-    if options.shared_permille != PERMILLE and options.rule != "prior-rows":
+    if settings["shared_permille"] != PERMILLE and options.rule != "prior-rows":
         raise HomeError(f"under {options.rule} clusters share nothing: leave out --shared, or use --rule prior-rows")
     data = _load_data(options)
     try:
@@ -367,11 +368,21 @@ def _local_parameters(validators: int) -> Parameters:
     )
 
 
+def _by_rule(options: TestnetOptions) -> RuleDefaults:
+    """What was asked for, and for the rest what is best under the rule."""
+    settings, asked = DEFAULTS_BY_RULE[Rule[choice_value(options.rule)]], options
+    return RuleDefaults(
+        step_permille=settings["step_permille"] if asked.step_permille is None else asked.step_permille,
+        momentum_permille=settings["momentum_permille"] if asked.momentum_permille is None else asked.momentum_permille,
+        shared_permille=settings["shared_permille"] if asked.shared_permille is None else asked.shared_permille,
+        similarity=settings["similarity"] if asked.similarity is None else Similarity[choice_value(asked.similarity)],
+    )
+
+
 def _specification(
     options: TestnetOptions, architecture: architectures.Architecture, files: tuple[BlobId, BlobId, BlobId]
 ) -> TaskSpecification:
     initial_model, probe_set, validation_set = files
-    rule, step, momentum = Rule[choice_value(options.rule)], options.step_permille, options.momentum_permille
     return TaskSpecification(
         name=options.dataset[:64],
         architecture=architecture.id,
@@ -390,14 +401,11 @@ def _specification(
         probe_set=probe_set,
         validation_set=validation_set,
         weighting=Weighting[choice_value(options.weighting)],
-        rule=rule,
+        rule=Rule[choice_value(options.rule)],
         combination=Combination[choice_value(options.combination)],
         hostile_permille=options.hostile_permille,
         clip_permille=options.clip_permille,
-        step_permille=DEFAULT_STEP_PERMILLE[rule] if step is None else step,
-        momentum_permille=DEFAULT_MOMENTUM_PERMILLE[rule] if momentum is None else momentum,
-        shared_permille=options.shared_permille,
-        similarity=Similarity[choice_value(options.similarity)],
+        **_by_rule(options),
         tolerance=10,
         deadlines=_local_deadlines(),
         epochs=options.epochs,

@@ -43,7 +43,7 @@ def _options(function: Function) -> Function:
 
         chosen = {name: values.pop(name) for name in _OPTION_NAMES}
         learning_rate_micro = round(chosen.pop("learning_rate") * MICRO)
-        step, momentum = chosen.pop("server_step"), chosen.pop("momentum")
+        step, momentum, shared = (chosen.pop(name) for name in ("server_step", "momentum", "shared"))
         path = chosen.pop("dataset_path")
         dataset_path = "" if path is None else str(path.expanduser().absolute())
         options = TestnetOptions(
@@ -51,7 +51,7 @@ def _options(function: Function) -> Function:
             clip_permille=round(chosen.pop("clip") * MILLE),
             step_permille=None if step is None else round(step * MILLE),
             momentum_permille=None if momentum is None else round(momentum * MILLE),
-            shared_permille=round(chosen.pop("shared") * MILLE),
+            shared_permille=None if shared is None else round(shared * MILLE),
             **chosen,
             dataset_path=dataset_path,
             learning_rate_micro=learning_rate_micro,
@@ -151,16 +151,14 @@ _OPTIONS = (
     click.option(
         "--shared",
         type=FiniteRange(0, 1),
-        default=1.0,
-        show_default=True,
-        help="Part of everybody's model in each cluster's, under prior-rows; 1 is one model for all.",
+        help="Part of everybody's model in each cluster's, under prior-rows; more where clusters compared by updates "
+        "hardly differ; 1 is one model for all; default: 0.3.",
     ),
     click.option(
         "--similarity",
         type=click.Choice(["prototypes", "updates"]),
-        default="prototypes",
-        show_default=True,
-        help="What clients are compared by: what their models make of samples, or what they learned in the round.",
+        help="What clients are compared by: what their models make of samples, or what they learned in the round; "
+        "default: updates under prior-rows, prototypes under paa.",
     ),
     click.option("--psi", type=click.IntRange(1, 4096), default=32, show_default=True, help="Samples of a probe."),
     click.option("--base-port", type=click.IntRange(0, 65_535), default=0, help="First port; default: free ones."),

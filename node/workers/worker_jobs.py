@@ -9,6 +9,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, assert_never, cast
 
@@ -162,6 +163,12 @@ def rule_of(settings: RuleSettings) -> Rule:
 def _aggregate(job: AggregateJob, report: Report) -> AggregateResult:
     chosen, rule = architecture(job.architecture_id), rule_of(job.rule)
     _check_aggregate(job, chosen, rule)
+    if job.triangle:
+        from bflnode.fl.prototypes import matrix_of_triangle
+        from bflnode.fl.updates import common_part
+
+        matrix = matrix_of_triangle(job.triangle, len(job.input_paths))
+        rule = replace(rule, shared=max(rule.shared, common_part(matrix, job.labels)))
     sizes: list[int] = []
     bases = job.base_paths if rule.needs_received else ()
     with _sent_and_received(job.input_paths, bases, chosen) as (models, received):

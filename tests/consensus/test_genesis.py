@@ -9,8 +9,7 @@ import pytest
 from bflnode.consensus.block import Validator
 from bflnode.consensus.encoding import encode
 from bflnode.consensus.genesis import (
-    DEFAULT_MOMENTUM_PERMILLE,
-    DEFAULT_STEP_PERMILLE,
+    DEFAULTS_BY_RULE,
     MAX_GENESIS_ACCOUNTS,
     MAX_GENESIS_BYTES,
     MAX_GENESIS_TASKS,
@@ -181,12 +180,6 @@ def test_task_id_binds_place_and_task() -> None:
             999,
             "genesis.tasks[0].escrow: 999 does not pay 50 rounds of 20000000; raise it to 1000000000",
         ),
-        (
-            "tasks.0.specification.probe_set",
-            "00" * 32,
-            "genesis.tasks[0].specification.probe_set: is zero although probe_mode is public; name the blob that the"
-            " probe samples are drawn from",
-        ),
     ],
 )
 def test_refusal_says_where_what_and_what_to_do(path: str, value: Any, message: str) -> None:
@@ -304,6 +297,10 @@ def test_weights_go_with_the_mean_alone() -> None:
             "shared_permille: is 500 although the rule is PAA, which shares nothing; use 1000, or the rule prior_rows",
         ),
         (
+            {"similarity": Similarity.PROTOTYPES, "probe_set": BlobId(bytes(32))},
+            "probe_set: is zero although probe_mode is public; name the blob that the probe samples are drawn from",
+        ),
+        (
             {"similarity": Similarity.UPDATES, "probe_mode": ProbeMode.AGGREGATOR},
             "probe_mode: is aggregator although the similarity is updates, which takes no probe; use public, or the"
             " similarity prototypes",
@@ -344,7 +341,12 @@ def test_a_rule_that_there_isnt_is_refused_with_its_place(field: str, value: obj
 
 
 def test_a_task_with_the_aggregators_own_probe_needs_no_probe_set() -> None:
-    specification = replace(TASK.specification, probe_mode=ProbeMode.AGGREGATOR, probe_set=BlobId(bytes(32)))
+    specification = replace(
+        TASK.specification,
+        similarity=Similarity.PROTOTYPES,
+        probe_mode=ProbeMode.AGGREGATOR,
+        probe_set=BlobId(bytes(32)),
+    )
     validate_genesis(replace(GENESIS, tasks=(replace(TASK, specification=specification),)))
 
 
@@ -356,7 +358,8 @@ def test_defaults_of_a_task_are_those_of_the_papers_evaluation_but_for_the_rule(
     assert (task.probe_mode, task.weighting) == (ProbeMode.PUBLIC, Weighting.UNIFORM)
     assert (task.rule, task.combination) == (Rule.PRIOR_ROWS, Combination.MEAN)
     assert (task.step_permille, task.momentum_permille) == (1250, 700)
-    assert (DEFAULT_STEP_PERMILLE[Rule.PAA], DEFAULT_MOMENTUM_PERMILLE[Rule.PAA]) == (1000, 0)
+    assert (task.shared_permille, task.similarity) == (300, Similarity.UPDATES)
+    assert list(DEFAULTS_BY_RULE[Rule.PAA].values()) == [1000, 0, 1000, Similarity.PROTOTYPES]
     assert task.deadlines == default_deadlines()
 
 

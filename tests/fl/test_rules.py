@@ -110,6 +110,25 @@ def test_clusters_are_combined_and_moved_as_a_naive_recomputation_says(
             assert numbers(output, name) == [naive(rule, members, name, place) for place in range(size)]
 
 
+@given(rounds(), st.sampled_from(["mean", "median"]), st.sampled_from([1.0, 1.5]), st.sampled_from([0.0, 0.3, 0.75]))
+@settings(max_examples=60)
+def test_clusters_mix_their_representation_with_everybodys_as_a_naive_recomputation_says(
+    played: tuple[list[Contribution], tuple[int, ...]], combination: str, step: float, shared: float
+) -> None:
+    everybody, labels = played
+    rule = Rule(name=PRIOR_ROWS, combination=RobustRule(name=combination), server_step=step, shared=shared)
+    found = made(rule, everybody, labels)
+    for_all = made(replace(rule, shared=1.0), everybody, labels)[0]
+
+    for label, output in found.items():
+        members = [entry for entry, own in zip(everybody, labels, strict=True) if own == label]
+        for place in (0, 1):
+            own, common = (naive(rule, some, "representation.w", place) for some in (members, everybody))
+            assert numbers(output, "representation.w")[place] == float(np.float32(own + shared * (common - own)))
+        for name in ("decision.weight", "decision.bias"):
+            assert numbers(output, name) == numbers(for_all, name)
+
+
 @given(rounds(), st.sampled_from(["mean", "median"]), st.sampled_from([1.0, 1.5, 2.0]))
 @settings(max_examples=60)
 def test_rows_belong_to_their_holders_as_a_naive_recomputation_says(

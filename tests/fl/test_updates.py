@@ -5,7 +5,7 @@ import pytest
 
 from bflnode.fl.aggregation import CHUNK_ELEMENTS
 from bflnode.fl.prototypes import CORRELATION_SCALE
-from bflnode.fl.updates import update_correlations
+from bflnode.fl.updates import common_part, update_correlations
 from bflnode.fl.weights import Tensor
 
 SIZE = CHUNK_ELEMENTS + 7
@@ -60,3 +60,30 @@ def test_steps_that_are_all_alike_but_for_noise_correlate_with_nobody() -> None:
     matrix = update_correlations([model(1e30 + 1e24 * noise), model(2e30 - 1e24 * noise), model(noise)], [base] * 3)
 
     assert matrix[np.triu_indices(3, 1)].tolist() == [0, 0, 0]
+
+
+def test_what_is_common_is_one_over_the_ratio_of_the_analysis_of_variance() -> None:
+    generator = np.random.default_rng(5)
+    labels = np.array([0, 1, 1, 0, 2, 1, 0])
+    steps = generator.normal(size=(7, 400)) + 0.7 * generator.normal(size=(3, 400))[labels]
+    steps -= steps.mean(axis=1, keepdims=True)
+    steps /= np.linalg.norm(steps, axis=1, keepdims=True)
+    means = np.stack([steps[labels == label].mean(axis=0) for label in range(3)])
+    within = ((steps - means[labels]) ** 2).sum() / (7 - 3)
+    between = ((means[labels] - steps.mean(axis=0)) ** 2).sum() / (3 - 1)
+    matrix = np.round(CORRELATION_SCALE * steps @ steps.T).astype(np.int16)
+
+    assert within < between
+    assert common_part(matrix, labels.tolist()) == pytest.approx(within / between, rel=1e-3)
+    assert common_part(matrix, (2 - labels).tolist()) == common_part(matrix, labels.tolist())
+
+
+@pytest.mark.parametrize("labels", [(0, 0, 0, 0), (0, 1, 2, 3), (0, 1, 0, 1)])
+def test_all_is_common_where_clusters_differ_no_more_than_members_or_nothing_can_be_compared(
+    labels: tuple[int, ...],
+) -> None:
+    """Clients 0 and 1 are alike, and 2 and 3: clusters across differ less than their members do."""
+    matrix = (CORRELATION_SCALE * np.eye(4)).astype(np.int16)
+    matrix[[0, 1, 2, 3], [1, 0, 3, 2]] = 9_000
+
+    assert common_part(matrix, labels) == 1

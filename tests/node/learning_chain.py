@@ -52,9 +52,9 @@ from bflnode.fl.prototypes import choose_probe, correlation_matrix, prototypes, 
 from bflnode.fl.rules import Contribution, outputs
 from bflnode.fl.rules import Rule as ArithmeticRule
 from bflnode.fl.samples import Inputs, LabelledData, numbered_classes
-from bflnode.fl.updates import update_correlations
+from bflnode.fl.updates import common_part, update_correlations
 from bflnode.fl.weights import parse, serialize
-from bflnode.node.aggregation import rule_settings
+from bflnode.node.aggregation import rule_settings, shares_by_steps
 from bflnode.node.workers.worker_jobs import rule_of
 from bflnode.storage.blob_store import BlobStore
 from bflnode.storage.chain_store import ChainStore
@@ -288,6 +288,8 @@ class LearningChain:
         ]
         published = []
         rule = ArithmeticRule() if self.ignores_rule else rule_of(rule_settings(self._specification))
+        if shares_by_steps(self._specification):
+            rule = replace(rule, shared=max(rule.shared, common_part(matrix, labels)))
         for label, output in outputs(rule, contributions, labels):
             honest = serialize(output)
             published.append(self.blobs.put(ARCHITECTURE.initial_weights(77 + label) if self.wrong_outputs else honest))

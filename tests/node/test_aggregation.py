@@ -55,7 +55,7 @@ def test_thousandths_become_the_nearest_doubles() -> None:
         ({"step_permille": 1_500}, "paa of mean, step 1.5", True, False),
         ({"rule": Rule.PRIOR_ROWS, "step_permille": 2_000}, "prior-rows of mean, step 2", True, True),
         ({"momentum_permille": 800}, "paa of mean, momentum 0.8", False, False),
-        ({"rule": Rule.PRIOR_ROWS, "shared_permille": 300}, "prior-rows of mean, shared 0.3", True, True),
+        ({"rule": Rule.PRIOR_ROWS, "shared_permille": 300}, "prior-rows of mean, 0.3 shared", True, True),
         ({"similarity": Similarity.UPDATES}, "paa of mean, compared by updates", True, False),
     ],
 )
@@ -76,8 +76,8 @@ def test_a_job_has_what_clients_registered_when_the_round_opened() -> None:
     harness.block(harness.register(0, histogram=(0, 7)), harness.register(1, histogram=(2, 1)))
     files = AggregationFiles(models=("a", "b"), bases=(), outputs=("x",))
 
-    job = aggregate_job(harness.task.specification, harness.round.clients, (0, 0), files)
+    job = aggregate_job(harness.task.specification, harness.round.clients, b"", (0, 0), files)
 
     assert (job.weights, job.classes, job.labels) == ((7, 3), (b"\x02", b"\x03"), (0, 0))
     uniform = replace(harness.task.specification, weighting=Weighting.UNIFORM)
-    assert aggregate_job(uniform, harness.round.clients, (0, 0), files).weights == (1, 1)
+    assert aggregate_job(uniform, harness.round.clients, b"", (0, 0), files).weights == (1, 1)

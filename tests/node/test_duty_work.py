@@ -21,7 +21,16 @@ from bflnode.consensus.duties import (
 )
 from bflnode.consensus.hashing import tagged_hash
 from bflnode.consensus.tables import all_tasks
-from bflnode.consensus.task import Aggregation, Exclusion, Revealed, Rule, SettledClient, TaskSpecification, Weighting
+from bflnode.consensus.task import (
+    Aggregation,
+    Exclusion,
+    Revealed,
+    Rule,
+    SettledClient,
+    Similarity,
+    TaskSpecification,
+    Weighting,
+)
 from bflnode.consensus.transaction import Fault, ProbeOpening, Slot, bitmap
 from bflnode.consensus.types import AccountId, BlobId, Hash, TransactionId
 from bflnode.fl.aggregation import mean
@@ -46,7 +55,9 @@ class Bench:
         self.node = node
         self.work: DutyWork = node.participant._work
         task = all_tasks(node.chain.tree)[0]
-        self.specification: TaskSpecification = replace(task.specification, clusters=2)
+        self.specification: TaskSpecification = replace(
+            task.specification, clusters=2, similarity=Similarity.PROTOTYPES
+        )
         self.slot = Slot(task.id, 1, 0)
         self.architecture = architecture(self.specification.architecture)
         self.weights = [self.architecture.initial_weights(seed) for seed in range(3)]
@@ -106,6 +117,17 @@ async def test_an_honest_aggregation_is_attested_and_any_wrong_part_is_named(tmp
             triangle = right.triangle[:2] + moved.to_bytes(2, "big", signed=True) + right.triangle[4:]
             verdict = await at.work.attest(at.attest_duty(replace(right, triangle=triangle)))
             assert (verdict.fault, verdict.flags) == (fault, flags)
+
+
+async def test_what_clusters_share_follows_from_the_similarities_that_the_aggregator_claims(tmp_path: Path) -> None:
+    async with bench(tmp_path) as at:
+        at.specification = replace(at.specification, similarity=Similarity.UPDATES, shared_permille=0)
+        right = await honest(at)
+        good = await at.work.attest(at.attest_duty(right))
+        assert (good.fault, good.flags) == (Fault.NONE, b"\x00")
+        halves = right.triangle[:2] + (5_000).to_bytes(2, "big") * 2
+        others = await at.work.attest(at.attest_duty(replace(right, triangle=halves)))
+        assert others.fault is Fault.OUTPUT_MISMATCH
 
 
 async def test_similarities_that_rounding_decides_are_not_held_against_an_aggregator(tmp_path: Path) -> None:

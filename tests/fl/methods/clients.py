@@ -52,7 +52,7 @@ def gathered(*all_sent: Sent, labels: Sequence[int] = (), clients: int = 0) -> G
         clients=clients or len(all_sent),
         sent=all_sent,
         probe=data([0, 0]),
-        cluster=lambda matrix, clusters: labels,
+        cluster=lambda matrix, clusters: labels or (0,) * len(all_sent),
         combine=RobustRule(),
     )
 

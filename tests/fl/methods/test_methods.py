@@ -149,14 +149,19 @@ def test_paa_compares_models_by_their_prototypes_and_label_clusters_by_histogram
 
 
 @pytest.mark.parametrize("name", ["paa", "prior-rows"])
-def test_clusters_that_a_ledger_has_found_are_taken(name: str) -> None:
-    method = make_method(name, {"shared": 0.0, "server_step": 1.0} if name == "prior-rows" else {})
-    everybody = gathered(sent(0, shifted(initial(), 1.0)), sent(1, shifted(initial(), 3.0)), labels=(0, 0))
+def test_similarities_that_a_ledger_has_are_taken(name: str) -> None:
+    matrix = np.full((2, 2), 77, dtype=np.int16)
+    seen: list[object] = []
+    everybody = gathered(sent(0, initial()), sent(1, initial()))
 
-    given = method.aggregate(replace(everybody, labels=(0, 1)))
+    def noted(found: object, _: int) -> tuple[int, int]:
+        seen.append(found)
+        return (0, 1)
+
+    given = make_method(name, {}).aggregate(replace(everybody, matrix=matrix, cluster=noted))
 
     assert given.labels == (0, 1)
-    assert is_close(given.received[1], shifted(initial(), 3.0))
+    assert seen == [matrix]
 
 
 def test_random_clusters_stay_and_have_nearly_equal_sizes() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bflnode.consensus.clustering import cluster
+from bflnode.fl.methods.method import named
 from bflnode.fl.methods.registry import make_method
 from bflnode.fl.networks import Classifier, get_tensors
 from bflnode.fl.prior import WithPrior
@@ -83,13 +84,31 @@ def test_a_client_that_took_no_part_in_the_round_before_has_neither_momentum_nor
 
 @pytest.mark.parametrize(("shared", "parts"), [(1.0, (2.0, 2.0)), (0.5, (1.5, 2.5)), (0.0, (1.0, 3.0))])
 def test_a_cluster_receives_its_own_mean_and_a_part_of_everybodys(shared: float, parts: tuple[float, float]) -> None:
-    method = make_method("prior-rows", {"server_step": 1.0, "shared": shared})
+    method = make_method("prior-rows", {"server_step": 1.0, "shared": shared, "similarity": "prototypes"})
     one, two = shifted(initial(), 1.0), shifted(initial(), 3.0)
 
     given = method.aggregate(gathered(sent(0, one), sent(1, two), labels=(0, 1)))
 
     for received, part in zip(given.received, parts, strict=True):
-        assert is_close(received, shifted(initial(), part))
+        assert is_close(named("representation", received), named("representation", shifted(initial(), part)))
+        assert is_close(named("decision", received), named("decision", shifted(initial(), 2.0)))
+
+
+@pytest.mark.parametrize(
+    ("likeness", "shared", "part"),
+    [(10_000, 0.0, 1.0), (5_000, 0.0, 4 / 3), (5_000, 0.75, 1.75), (0, 0.0, 2.0), (-5_000, 0.0, 2.0)],
+)
+def test_the_less_clusters_steps_differ_the_more_they_share(likeness: int, shared: float, part: float) -> None:
+    """Two pairs; within a pair steps correlate by L, between pairs not: F is (1 + L) / (1 - L)."""
+    matrix = (10_000 * np.eye(4)).astype(np.int16)
+    matrix[[0, 1, 2, 3], [1, 0, 3, 2]] = likeness
+    models = [shifted(initial(), by) for by in (0.0, 2.0, 2.0, 4.0)]
+    method = make_method("prior-rows", {"server_step": 1.0, "shared": shared})
+
+    offered = gathered(*(sent(client, own) for client, own in enumerate(models)), labels=(0, 0, 1, 1))
+    given = method.aggregate(replace(offered, matrix=matrix))
+
+    assert is_close(named("representation", given.received[0]), named("representation", shifted(initial(), part)))
 
 
 def test_clients_with_alike_steps_are_together_under_similarity_by_updates() -> None:

@@ -224,14 +224,19 @@ def test_two_processes_dont_run_one_experiment(folder: Folder) -> None:
     [
         ('name = "paa"', "mean", RuleSettings()),
         ('name = "paa"', "median", RuleSettings(combination="median")),
-        ('name = "prior-rows"\nmomentum = 0.7', "mean", RuleSettings(name="prior-rows", step_permille=1250)),
+        ('name = "prior-rows"', "mean", RuleSettings(name="prior-rows", step_permille=1250, shared_permille=300)),
         (
-            'name = "prior-rows"\nsimilarity = "updates"\nshared = 0.3',
+            'name = "prior-rows"\nsimilarity = "prototypes"\nshared = 0.5',
             "mean",
-            RuleSettings(name="prior-rows", step_permille=1250, shared_permille=300),
+            RuleSettings(name="prior-rows", step_permille=1250, shared_permille=500),
+        ),
+        (
+            'name = "prior-rows"\nsimilarity = "prototypes"\nshared = 1.0',
+            "mean",
+            RuleSettings(name="prior-rows", step_permille=1250),
         ),
     ],
-    ids=["paa", "paa of median", "prior-rows", "prior-rows by updates"],
+    ids=["paa", "paa of median", "prior-rows", "prior-rows by prototypes", "prior-rows with one model"],
 )
 def test_a_rule_gives_the_labels_outputs_and_models_that_the_networks_worker_gives(
     folder: Folder, tmp_path: Path, method: str, robust: str, rule: RuleSettings
@@ -250,11 +255,13 @@ def test_a_rule_gives_the_labels_outputs_and_models_that_the_networks_worker_giv
         for accuracy, row in zip(accuracies, measured[: len(accuracies)], strict=True):
             assert accuracy == pytest.approx((float(row["received"]), float(row["post"])), abs=1e-5)
         measured = measured[len(accuracies) :]
-        assert settled.aggregation.triangle == worker.triangle(None if "updates" in method else settled.probe_seed)
+        is_by_updates = "similarity" not in method and "paa" not in method
+        triangle = worker.triangle(None if is_by_updates else settled.probe_seed)
+        assert settled.aggregation.triangle == triangle
         labels = settled.aggregation.labels
         assert set(labels) == {0, 1}
         classes = tuple(client.classes for client in settled.clients)
-        assert settled.aggregation.outputs == worker.aggregate(labels, classes)
+        assert settled.aggregation.outputs == worker.aggregate(labels, classes, triangle if is_by_updates else b"")
     assert measured == []
 
 
@@ -314,7 +321,7 @@ class _Worker:
         assert isinstance(found, MatrixResult)
         return found.triangle
 
-    def aggregate(self, labels: tuple[int, ...], classes: tuple[bytes, ...]) -> tuple[BlobId, ...]:
+    def aggregate(self, labels: tuple[int, ...], classes: tuple[bytes, ...], triangle: bytes) -> tuple[BlobId, ...]:
         outputs = [self._directory / f"output{label}" for label in sorted(set(labels))]
         job = AggregateJob(
             self._chosen.id,
@@ -325,6 +332,7 @@ class _Worker:
             rule=self._rule,
             base_paths=tuple(self._bases),
             classes=classes,
+            triangle=triangle,
         )
         run_job(job, lambda *_: None, 1)
         return tuple(self._put(path.read_bytes()) for path in outputs)

@@ -100,7 +100,8 @@ def test_the_task_is_what_was_asked_for(tmp_path: Path) -> None:
         rule="prior-rows",
         step_permille=1500,
         momentum_permille=0,
-        shared_permille=300,
+        shared_permille=400,
+        similarity="prototypes",
         psi=8,
         min_clients=2,
         architecture="cnn/1x8x8/10",
@@ -113,7 +114,7 @@ def test_the_task_is_what_was_asked_for(tmp_path: Path) -> None:
     assert (specification.epochs, specification.batch_size, specification.learning_rate_micro) == (2, 16, 50_000)
     assert (specification.probe_mode, specification.weighting) == (ProbeMode.AGGREGATOR, Weighting.SAMPLES)
     assert (specification.rule, specification.step_permille) == (Rule.PRIOR_ROWS, 1500)
-    assert (specification.momentum_permille, specification.shared_permille) == (0, 300)
+    assert (specification.momentum_permille, specification.shared_permille) == (0, 400)
     assert (specification.clients_min, specification.clients_start) == (2, NODES)
     assert specification.architecture == "cnn/1x8x8/10"
     assert task.escrow == 7 * specification.reward
@@ -129,21 +130,25 @@ def test_a_combination_and_its_numbers_are_what_was_asked_for(tmp_path: Path) ->
     assert (found.hostile_permille, found.clip_permille) == (250, 1500)
 
 
-@pytest.mark.parametrize(("rule", "numbers"), [("prior-rows", (1250, 700)), ("paa", (1000, 0))])
-def test_step_and_momentum_are_those_of_the_rule_unless_asked_otherwise(
-    tmp_path: Path, rule: str, numbers: tuple[int, int]
+@pytest.mark.parametrize(
+    ("rule", "numbers", "similarity"),
+    [("prior-rows", (1250, 700, 300), Similarity.UPDATES), ("paa", (1000, 0, 1000), Similarity.PROTOTYPES)],
+)
+def test_settings_are_those_of_the_rule_unless_asked_otherwise(
+    tmp_path: Path, rule: str, numbers: tuple[int, int, int], similarity: Similarity
 ) -> None:
     (task,) = make_testnet(tmp_path / "net", replace(OPTIONS, rule=rule)).homes[0].load_genesis().tasks
 
-    assert (task.specification.step_permille, task.specification.momentum_permille) == numbers
-    assert (task.specification.shared_permille, task.specification.similarity) == (1000, Similarity.PROTOTYPES)
+    found = task.specification
+    assert (found.step_permille, found.momentum_permille, found.shared_permille) == numbers
+    assert found.similarity is similarity
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
         ({"rule": "paa", "shared_permille": 500}, "leave out --shared, or use --rule prior-rows"),
-        ({"similarity": "updates", "probe_mode": "aggregator"}, "leave out --probe-mode, or use --similarity"),
+        ({"probe_mode": "aggregator"}, "leave out --probe-mode, or use --similarity"),
     ],
 )
 def test_what_means_nothing_together_is_refused(tmp_path: Path, changes: dict[str, Any], complaint: str) -> None:

@@ -2,7 +2,7 @@
 
 Digits over ten clients: client k holds classes k to k + 3 (modulo ten), but class 9 is held by client 9 alone, which is
 the hostile one. So rows 0 to 8 have three or four holders and row 9 has one. `python -m benchmarks.hostile_rows` prints
-the table of docs/threat-model.md; it takes some minutes on a core.
+the tables of docs/threat-model.md; it takes some minutes on a core.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ import numpy as np
 from bflnode.fl.architectures import architecture
 from bflnode.fl.datasets import load_digits
 from bflnode.fl.inference import repeatable_torch
-from bflnode.fl.methods.method import Local, load
+from bflnode.fl.methods.method import Gathered, Local, Sent, load
 from bflnode.fl.methods.prior_rows import PriorRows
 from bflnode.fl.robust import RobustRule
-from bflnode.fl.rules import PRIOR_ROWS, Contribution, Rule, outputs
 from bflnode.fl.samples import LabelledData, Shard
 from bflnode.fl.training import TrainingConfig, measure
 from bflnode.fl.weights import Tensor, Tensors, parse
+from bflnode.node.experiments.round import cluster_exactly
 
 CLIENTS = CLASSES = 10
 HOSTILE = 9
@@ -63,7 +63,7 @@ class Outcome:
     """Accuracies after the last round.
 
     Attributes:
-        received: mean over honest clients, on their own test data, with their prior.
+        received: on their own test data, with their prior and memory; mean over honest clients, as the others.
         general: on everybody's test data, without a prior.
         row: the same on class 9 alone.
     """
@@ -93,37 +93,51 @@ def shards() -> tuple[list[Shard], LabelledData]:
     return [Shard(*pair) for pair in zip(train, test, strict=True)], whole.test
 
 
-def play(attack: Attack, combination: str, rounds: int = ROUNDS) -> Outcome:
+def play(attack: Attack, method: PriorRows, combination: str, rounds: int = ROUNDS) -> Outcome:
     """Play some learning rounds with one hostile client."""
     own, everybody = shards()
-    method = PriorRows()
-    rule = Rule(name=PRIOR_ROWS, combination=RobustRule(name=combination), server_step=method.server_step)
-    received: Tensors = parse(CHOSEN.initial_weights(1), CHOSEN.table)
+    received: Sequence[Tensors] = [parse(CHOSEN.initial_weights(1), CHOSEN.table)] * CLIENTS
     kept: list[Tensors] = [{}] * CLIENTS
     honest = [client for client in range(CLIENTS) if client != HOSTILE]
     with repeatable_torch(1):
         for number in range(1, rounds + 1):
             updates = [
-                method.train(_local(client, number, own[client], received, kept[client])) for client in range(CLIENTS)
-            ]
-            sent, kept = [update.sent for update in updates], [update.kept for update in updates]
-            sent[HOSTILE] = forged(attack, sent[HOSTILE], received)
-            contributions = [
-                Contribution(
-                    sent=sent[client],
-                    received=received,
-                    holds=[
-                        count > 0 or (attack.claims_all and client == HOSTILE)
-                        for count in own[client].train.histogram()
-                    ],
-                )
+                method.train(_local(client, number, own[client], received[client], kept[client]))
                 for client in range(CLIENTS)
             ]
-            received = dict(outputs(rule, contributions, [0] * CLIENTS))[0]
-        last = [_local(client, rounds + 1, own[client], received, kept[client]) for client in honest]
-        general = measure(load(CHOSEN, received), everybody)
+            sent, kept = [update.sent for update in updates], [update.kept for update in updates]
+            sent[HOSTILE] = forged(attack, sent[HOSTILE], received[HOSTILE])
+            histograms = [shard.train.histogram() for shard in own]
+            if attack.claims_all:
+                histograms[HOSTILE] = (1,) * CLASSES
+            gathered = Gathered(
+                round=number,
+                seed=number,
+                architecture=CHOSEN,
+                clients=CLIENTS,
+                sent=tuple(
+                    Sent(
+                        client=client,
+                        samples=len(own[client].train),
+                        histogram=histograms[client],
+                        received=received[client],
+                        tensors=sent[client],
+                    )
+                    for client in range(CLIENTS)
+                ),
+                probe=everybody,
+                cluster=cluster_exactly,
+                combine=RobustRule(name=combination),
+            )
+            received = method.aggregate(gathered).received
+        last = [_local(client, rounds + 1, own[client], received[client], kept[client]) for client in honest]
+        general = [measure(load(CHOSEN, one.received), everybody) for one in last]
         personal = [measure(method.personal_model(one), one.shard.test).accuracy for one in last]
-    return Outcome(mean(personal), general.accuracy, general.class_accuracies[HOSTILE] or 0.0)
+    return Outcome(
+        mean(personal),
+        mean(one.accuracy for one in general),
+        mean(one.class_accuracies[HOSTILE] or 0.0 for one in general),
+    )
 
 
 def forged(attack: Attack, sent: Tensors, received: Tensors) -> dict[str, Tensor]:
@@ -152,15 +166,17 @@ def _local(client: int, number: int, shard: Shard, received: Tensors, kept: Tens
     )
 
 
-def table(combinations: Sequence[str] = ("mean", "median", "trimmed-mean", "norm-clipping")) -> None:
-    """Print the table."""
+def table(method: PriorRows, combinations: Sequence[str] = ("mean", "median", "trimmed-mean", "norm-clipping")) -> None:
+    """Print the table of a method."""
     print("| the hostile client sends |", " | ".join(combinations), "|")
     print("|---|", "---|" * len(combinations))
     for attack in ATTACKS:
-        found = [play(attack, combination) for combination in combinations]
+        found = [play(attack, method, combination) for combination in combinations]
         cells = (f"{one.received:.2f} / {one.general:.2f} / {one.row:.2f}" for one in found)
         print(f"| {attack.name} |", " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":
-    table()
+    for chosen in (PriorRows(), PriorRows(shared=1.0)):
+        print(f"\nshared {chosen.shared:g}\n")
+        table(chosen)

@@ -243,6 +243,37 @@ def draw_accuracies(path: Path, metric: str, names: Sequence[str]) -> None:
     save(figure, path)
 
 
+def draw_frontier(path: Path, names: Sequence[str]) -> None:
+    """A panel an alpha, a point a method: POST against GLOBAL after the last round, mean and standard deviation."""
+    from matplotlib import pyplot
+
+    runs = read_runs(names)
+    alphas = sorted({alpha for _, alpha in runs})
+    methods = list(dict.fromkeys(method for method, _ in runs))
+    figure, panels = pyplot.subplots(1, len(alphas), figsize=(5 * len(alphas), 4.5), squeeze=False)
+    colours, markers = pyplot.get_cmap("tab10"), "os^"
+    for alpha, axes in zip(alphas, panels[0], strict=True):
+        for place, method in enumerate(methods):
+            last = [rows[-1] for rows in runs.get((method, alpha), {}).values()]
+            post, general = ([float(row[metric]) for row in last if row[metric]] for metric in ("post", "global"))
+            if len(post) < 2 or len(general) < 2:
+                continue
+            axes.errorbar(
+                fmean(post),
+                fmean(general),
+                xerr=stdev(post),
+                yerr=stdev(general),
+                label=method,
+                color=colours(place % 10),
+                marker=markers[place // 10 % len(markers)],
+                markersize=10 if method == "prior-rows" else 5,
+                linewidth=0.5,
+            )
+        axes.set(xlabel="POST", ylabel="GLOBAL", title=alpha_title(alpha))
+    panels[0][-1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(figure, path)
+
+
 def draw_losses(path: Path, names: Sequence[str]) -> None:
     """A panel an experiment: loss over rounds, mean over seeds."""
     from matplotlib import pyplot
@@ -327,6 +358,8 @@ def write() -> None:
         target = TABLES / f"{path}.png"
         if kind == "accuracies":
             draw_accuracies(target, arguments[0], arguments[1:])
+        elif kind == "frontier":
+            draw_frontier(target, arguments)
         elif kind == "losses":
             draw_losses(target, arguments)
         else:

@@ -369,12 +369,16 @@ def _local_parameters(validators: int) -> Parameters:
 
 
 def _by_rule(options: TestnetOptions) -> RuleDefaults:
-    """What was asked for, and for the rest what is best under the rule."""
+    """What was asked for, and for the rest what is best under the rule.
+
+    Combinations that bound what hostile clients do need many clients, so with them there is one model for all.
+    """
     settings, asked = DEFAULTS_BY_RULE[Rule[choice_value(options.rule)]], options
+    shared = settings["shared_permille"] if asked.combination == "mean" else PERMILLE
     return RuleDefaults(
         step_permille=settings["step_permille"] if asked.step_permille is None else asked.step_permille,
         momentum_permille=settings["momentum_permille"] if asked.momentum_permille is None else asked.momentum_permille,
-        shared_permille=settings["shared_permille"] if asked.shared_permille is None else asked.shared_permille,
+        shared_permille=shared if asked.shared_permille is None else asked.shared_permille,
         similarity=settings["similarity"] if asked.similarity is None else Similarity[choice_value(asked.similarity)],
     )
 

@@ -152,7 +152,7 @@ _OPTIONS = (
         "--shared",
         type=FiniteRange(0, 1),
         help="Part of everybody's model in each cluster's, under prior-rows; more where clusters compared by updates "
-        "hardly differ; 1 is one model for all; default: 0.3.",
+        "hardly differ; 1 is one model for all; default: 0.3, but 1 with any combination but the mean.",
     ),
     click.option(
         "--similarity",

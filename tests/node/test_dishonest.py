@@ -156,7 +156,7 @@ async def test_clients_that_send_no_model_of_their_own_are_not_aggregated_and_no
 async def test_a_wrong_aggregation_is_voted_bad_and_the_next_in_line_is_paid(
     tmp_path: Path, cheat: type[FirstAggregator], fault: Fault, similarity: str
 ) -> None:
-    net = small_network(tmp_path, similarity=similarity)
+    net = small_network(tmp_path, similarity=similarity, shared_permille=1000)
     async with opened(net.homes) as nodes:
         for node in nodes:
             cheat(node)

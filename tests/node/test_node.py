@@ -55,7 +55,7 @@ pytestmark = pytest.mark.usefixtures("forking")
 
 
 async def test_a_probe_of_the_aggregators_own_data_and_means_by_samples_work_end_to_end(tmp_path: Path) -> None:
-    net = small_network(tmp_path, probe_mode="aggregator", weighting="samples", rounds=2)
+    net = small_network(tmp_path, probe_mode="aggregator", similarity="prototypes", weighting="samples", rounds=2)
     async with running(net.homes) as nodes:
         await until_done(nodes, patience_s=60)
         roots = {node.chain.tree.root for node in nodes}

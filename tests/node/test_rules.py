@@ -42,7 +42,12 @@ class RuleBreaker(DutyWork):
         node.participant._work = self
 
     async def _combine(
-        self, slot: Slot, specification: TaskSpecification, models: tuple[OfferedModel, ...], labels: tuple[int, ...]
+        self,
+        slot: Slot,
+        specification: TaskSpecification,
+        models: tuple[OfferedModel, ...],
+        triangle: bytes,
+        labels: tuple[int, ...],
     ) -> tuple[BlobId, ...]:
         current = learning_round(self.node)
         assert current is not None
@@ -50,13 +55,13 @@ class RuleBreaker(DutyWork):
         if is_own and not current.acting and slot.number == 1:
             paper = {"rule": Rule.PAA, "combination": Combination.MEAN, "step_permille": 1000}
             specification = replace(specification, **paper)  # type: ignore[arg-type]  # fields by name
-        return await super()._combine(slot, specification, models, labels)
+        return await super()._combine(slot, specification, models, triangle, labels)
 
 
 async def test_one_model_for_all_is_made_by_rows_and_an_aggregator_that_breaks_the_rule_is_caught(
     tmp_path: Path,
 ) -> None:
-    net = small_network(tmp_path, rule="prior-rows", step_permille=1500, rounds=2, alpha=0.1)
+    net = small_network(tmp_path, rule="prior-rows", step_permille=1500, shared_permille=1000, rounds=2, alpha=0.1)
     async with opened(net.homes) as nodes:
         watcher = nodes[0]
         for node in nodes:

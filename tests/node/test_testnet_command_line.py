@@ -39,9 +39,16 @@ def test_init_makes_what_was_asked_for(net: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ((), "prior-rows of mean, step 1.25, momentum 0.7"),
+        ((), "prior-rows of mean, step 1.25, momentum 0.7, at least 0.3 shared, compared by updates"),
         (("--rule", "paa"), "paa of mean"),
-        (("--server-step", "1", "--momentum", "0"), "prior-rows of mean"),
+        (
+            ("--server-step", "1", "--momentum", "0", "--similarity", "prototypes"),
+            "prior-rows of mean, 0.3 shared",
+        ),
+        (
+            ("--combination", "median", "--momentum", "0"),
+            "prior-rows of median, step 1.25, compared by updates",
+        ),
         (
             ("--rule", "paa", "--combination", "trimmed-mean", "--hostile", "0.3", "--server-step", "1.5"),
             "paa of trimmed-mean, step 1.5",

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from bflnode.consensus import ledger
 from bflnode.consensus.block import Block, Commit, Header, Validator, genesis_commit
 from bflnode.consensus.genesis import (
+    DEFAULTS_BY_RULE,
     Genesis,
     GenesisAccount,
     GenesisTask,
@@ -118,6 +119,7 @@ def _task(cast: Cast, requester: AccountId) -> GenesisTask:
         probe_mode=cast.probe_mode,
         rule=cast.rule,
         deadlines=DEADLINES,
+        **DEFAULTS_BY_RULE[Rule.PAA],
     )
     return GenesisTask(specification, requester, cast.rounds * specification.reward)
 

@@ -128,6 +128,7 @@ def test_a_combination_and_its_numbers_are_what_was_asked_for(tmp_path: Path) ->
     found = task.specification
     assert (found.rule, found.combination) == (Rule.PRIOR_ROWS, Combination.TRIMMED_MEAN)
     assert (found.hostile_permille, found.clip_permille) == (250, 1500)
+    assert found.shared_permille == 1000, "a combination that bounds hostile clients works on all of them"
 
 
 @pytest.mark.parametrize(

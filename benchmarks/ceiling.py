@@ -1,0 +1,97 @@
+"""What could be had if all data were in one place: how far the methods of docs/results.md are from that.
+
+    python benchmarks/ceiling.py examples/experiments/results/label-skew-fashion-rate-3.toml
+
+One model is trained on the data of all clients together, as long as all of them train, at the learning rate and on the
+seeds of an experiment. A client predicts with it and its own label prior, which is what RECEIVED is under `prior-rows`,
+and, half way to what a round on its own data makes of it, as POST is. Of each the best of all rounds is shown, chosen
+on the test data themselves: so rather more than could be had. Ten minutes on a core for fifteen runs.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+
+from bflnode.fl.architectures import Architecture
+from bflnode.fl.inference import repeatable_torch
+from bflnode.fl.interpolation import between
+from bflnode.fl.methods.method import load
+from bflnode.fl.networks import get_tensors
+from bflnode.fl.population import Population, default_architecture, fitting_architecture, load_data, make_population
+from bflnode.fl.prior import with_prior
+from bflnode.fl.samples import Shard
+from bflnode.fl.training import TrainingConfig, fit, measure
+from bflnode.fl.weights import Tensors, parse
+from bflnode.node.experiments.file import read_experiment
+from bflnode.node.experiments.run import population_options
+
+OWN_SHARE = 0.5
+"""How far a client goes towards what its own data make of the model."""
+
+
+def received(chosen: Architecture, model: Tensors, clients: list[Shard]) -> list[float]:
+    """Accuracy of each client with its own prior."""
+    return [
+        measure(with_prior(load(chosen, model), client.train.histogram()), client.test).accuracy for client in clients
+    ]
+
+
+def post(chosen: Architecture, model: Tensors, clients: list[Shard], config: TrainingConfig) -> Iterator[float]:
+    """The same, half way to what its own data make of the model."""
+    for client in clients:
+        own = with_prior(load(chosen, model), client.train.histogram())
+        fit(own, client.train, config)
+        halfway = between(model, get_tensors(own.classifier), OWN_SHARE)
+        yield measure(with_prior(load(chosen, halfway), client.train.histogram()), client.test).accuracy
+
+
+def play(population: Population, chosen: Architecture, config: TrainingConfig, rounds: int) -> np.ndarray:
+    """The best RECEIVED, POST and GLOBAL of any round, each by itself."""
+    everybody = population.shard(range(population.options.clients)).train
+    clients = [population.shard([client]) for client in range(population.options.clients)]
+    model = load(chosen, parse(chosen.initial_weights(population.options.seed), chosen.table))
+    found = []
+    for number in range(1, rounds + 1):
+        again = replace(config, seed=number)
+        fit(model, everybody, again)
+        tensors = get_tensors(model)
+        general = measure(model, population.held.global_test).accuracy
+        found.append((fmean(received(chosen, tensors, clients)), fmean(post(chosen, tensors, clients, again)), general))
+    return np.max(found, axis=0)
+
+
+def main() -> None:
+    """Print RECEIVED, POST and GLOBAL by alpha, mean and standard deviation over seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    file = parser.parse_args().file
+    experiment, _ = read_experiment(file)
+    whole = load_data(experiment.data.kind, file.parent / experiment.data.path if experiment.data.path else None)
+    chosen = fitting_architecture(
+        experiment.architecture or default_architecture(experiment.data.kind, whole), experiment.data.kind, whole
+    )
+    config = TrainingConfig(
+        epochs=experiment.training.epochs, learning_rate=experiment.training.learning_rate, device="cpu"
+    )
+    print("| alpha | RECEIVED | POST | GLOBAL |\n|---|---|---|---|")
+    with repeatable_torch(1):
+        for alpha in experiment.alphas:
+            best = [
+                play(
+                    make_population(whole, population_options(experiment, alpha, seed)),
+                    chosen,
+                    config,
+                    experiment.rounds,
+                )
+                for seed in experiment.seeds
+            ]
+            cells = (f"{fmean(column):.3f} ± {stdev(column):.3f}" for column in np.transpose(best))
+            print(f"| {alpha:g} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,9 +3,9 @@
     python benchmarks/ceiling.py examples/experiments/results/label-skew-fashion-rate-3.toml
 
 One model is trained on the data of all clients together, as long as all of them train, at the learning rate and on the
-seeds of an experiment. A client predicts with it and its own label prior, which is what RECEIVED is under `prior-rows`,
-and, half way to what a round on its own data makes of it, as POST is. Of each the best of all rounds is shown, chosen
-on the test data themselves: so rather more than could be had. Ten minutes on a core for fifteen runs.
+seeds of an experiment. A client predicts with it and its own label prior, beside RECEIVED under `prior-rows`, and, half
+way to what a round on its own data makes of it, beside POST. Of each the best of all rounds is shown, chosen on the
+test data themselves: so rather more than could be had. Ten minutes on a core for fifteen runs.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from bflnode.fl.samples import Shard
 from bflnode.fl.training import TrainingConfig, fit, measure
 from bflnode.fl.weights import Tensors, parse
 from bflnode.node.experiments.file import read_experiment
+from bflnode.node.experiments.round import training_config
 from bflnode.node.experiments.run import population_options
 
 OWN_SHARE = 0.5
@@ -74,9 +75,9 @@ def main() -> None:
     chosen = fitting_architecture(
         experiment.architecture or default_architecture(experiment.data.kind, whole), experiment.data.kind, whole
     )
-    config = TrainingConfig(
-        epochs=experiment.training.epochs, learning_rate=experiment.training.learning_rate, device="cpu"
-    )
+    if len(experiment.seeds) < 2:
+        parser.error(f"{file} has one seed: a spread takes two")
+    config = replace(training_config(experiment.training), device="cpu")
     print("| alpha | RECEIVED | POST | GLOBAL |\n|---|---|---|---|")
     with repeatable_torch(1):
         for alpha in experiment.alphas:

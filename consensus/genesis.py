@@ -56,7 +56,7 @@ DEFAULT_RULE = Rule.PRIOR_ROWS
 
 
 class RuleDefaults(TypedDict):
-    """Fields of a task that mean something else under each rule."""
+    """Fields of a task whose defaults differ by rule."""
 
     step_permille: int
     momentum_permille: int

@@ -123,9 +123,10 @@ class ProvenModel:
         client: the client in it, with its cluster and payout.
         model: id of the model that the client revealed.
         output: id of the global model that it is in.
-        members: how many models that was made of: the cluster's, or all of them where the rule makes one model for all.
+        members: how many models that was made of: the cluster's under PAA, all of them under PRIOR_ROWS.
         weight: of the model in a mean of all of them, as numerator and denominator. How much of a model there is in
-            another combination, and in a row of one class, depends on the models.
+            another combination, and in a row of one class, depends on the models; where clusters differ, a
+            representation has more of its own members.
         approvals: committee members that attested the aggregation as good.
     """
 
@@ -221,9 +222,9 @@ def describe_model(task: Task, settled: SettledRound, account: AccountId) -> Pro
         raise Rejection(Reason.NOT_PARTICIPANT, client=account, number=settled.slot.number, left_out=left_out)
     if client.revealed is None or client.cluster >= len(aggregation.outputs):
         raise Rejection(Reason.MALFORMED, fault="the learning round contradicts itself", number=settled.slot.number)
-    is_for_all = task.specification.rule is Rule.PRIOR_ROWS
+    is_of_all = task.specification.rule is Rule.PRIOR_ROWS
     members = [
-        other for other in settled.clients if other.cluster >= 0 and (is_for_all or other.cluster == client.cluster)
+        other for other in settled.clients if other.cluster >= 0 and (is_of_all or other.cluster == client.cluster)
     ]
     is_by_samples = task.specification.weighting is Weighting.SAMPLES
     weight = (client.samples, sum(other.samples for other in members)) if is_by_samples else (1, len(members))

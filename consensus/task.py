@@ -88,12 +88,12 @@ class Weighting(IntEnum):
 
 
 class Rule(IntEnum):
-    """What becomes of the clients' models. PAA's clusters elect the queue and decide the pay under each of them."""
+    """What becomes of the clients' models. Clusters elect the queue and decide the pay under each of them."""
 
     PAA = 0
     """BFLN's: a model for each cluster, combined of its members'."""
     PRIOR_ROWS = 1
-    """One model for all: each row of the decision layer combined of those who hold its class, the rest of everybody's.
+    """Each row of the decision layer combined of those who hold its class, the rest of everybody's and the cluster's.
 
     Clients train with the logarithm of their own class shares added to the logits; it never leaves them.
     """

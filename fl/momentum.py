@@ -1,4 +1,4 @@
-"""Where a client of the rule `prior-rows` starts: from what it received, moved on in the direction everybody last took.
+"""Where a client of the rule `prior-rows` starts: from what it received, moved on in the direction it last took.
 
 A client goes on from what it received by a share of the difference to what it had received a learning round before. For
 the mean of all clients this is Nesterov's momentum (1983), which servers of federated learning have as well: FedAvgM

@@ -7,8 +7,8 @@ architecture, since on a chain there must be one. Which clients belong together,
 weights they have is decided by the caller. No torch.
 
     paa          a model for each cluster: received + step (combination of what its members sent - received)
-    prior-rows   one model for all: the same over everybody, but row c of the decision layer over those who hold class
-                 c; with `shared` below 1 its representation mixed with that of each cluster
+    prior-rows   the same over everybody, but row c of the decision layer over those who hold class c; with `shared`
+                 below 1 the representation of each cluster is in part its own
 """
 
 from collections.abc import Iterator, Sequence

@@ -50,7 +50,7 @@ def aggregate_job(
         rule=rule_settings(specification),
         base_paths=files.bases,
         classes=tuple(client.classes for client in clients),
-        triangle=triangle if shares_by_steps(specification) else b"",
+        triangle=triangle if shares_by_steps(specification) else None,
     )
 
 

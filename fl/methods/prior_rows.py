@@ -3,8 +3,8 @@
 A client adds the logarithm of its own class shares to its logits, in training and in its own predictions, so that the
 decision layer learns what inputs look like and not how frequent classes are at this client. Classes that it lacks are
 masked, so their rows get no gradient; then a row is averaged over those that have one to give. And clients have
-momentum: they train from ahead of what they received, in the direction that everybody last took, and predict between
-what they received and what they trained.
+momentum: they train from ahead of what they received, in the direction that it last took, and predict between what they
+received and what they trained. Clusters get models of their own, the more so the more their steps differ.
 """
 
 from dataclasses import dataclass, replace

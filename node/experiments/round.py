@@ -193,8 +193,8 @@ class Run:
             included = tuple(sent[client] for client in offer.clients)
             gathered = self._gathered(number, included, offer.probe_seed)
             matrix = correlations(gathered, self._similarity)
-            labels = gathered.clustered(matrix, chain.clusters)
             given = self._method.aggregate(replace(gathered, matrix=matrix))
+            labels = gathered.clustered(matrix, chain.clusters) if given.labels is None else given.labels
             received = self._put_all(given.received)
             outputs = {label: received[index] for index, label in enumerate(labels)}
             return Outcome(

@@ -368,12 +368,12 @@ def _local_parameters(validators: int) -> Parameters:
     )
 
 
-def _by_rule(options: TestnetOptions) -> RuleDefaults:
+def _by_rule(asked: TestnetOptions) -> RuleDefaults:
     """What was asked for, and for the rest what is best under the rule.
 
     Combinations that bound what hostile clients do need many clients, so with them there is one model for all.
     """
-    settings, asked = DEFAULTS_BY_RULE[Rule[choice_value(options.rule)]], options
+    settings = DEFAULTS_BY_RULE[Rule[choice_value(asked.rule)]]
     shared = settings["shared_permille"] if asked.combination == "mean" else PERMILLE
     return RuleDefaults(
         step_permille=settings["step_permille"] if asked.step_permille is None else asked.step_permille,

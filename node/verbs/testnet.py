@@ -100,7 +100,8 @@ _OPTIONS = (
         type=click.Choice(["public", "aggregator"]),
         default="public",
         show_default=True,
-        help="Samples that models are compared on: drawn from a public set, or the aggregator's own.",
+        help="Samples that models are compared on: drawn from a public set, or the aggregator's own; both for "
+        "--similarity prototypes.",
     ),
     click.option(
         "--weighting",
@@ -114,8 +115,8 @@ _OPTIONS = (
         type=click.Choice(["paa", "prior-rows"]),
         default="prior-rows",
         show_default=True,
-        help="What becomes of models: one for each cluster (the paper's), or one for all with rows by who holds their "
-        "class.",
+        help="What becomes of models: one for each cluster (the paper's), or one for each cluster with a part of "
+        "everybody's and rows by who holds their class.",
     ),
     click.option(
         "--combination",
@@ -152,7 +153,8 @@ _OPTIONS = (
         "--shared",
         type=FiniteRange(0, 1),
         help="Part of everybody's model in each cluster's, under prior-rows; more where clusters compared by updates "
-        "hardly differ; 1 is one model for all; default: 0.3, but 1 with any combination but the mean.",
+        "hardly differ; 1 is one model for all; default: 0.3, but 1 with any combination but the mean, and under "
+        "paa.",
     ),
     click.option(
         "--similarity",

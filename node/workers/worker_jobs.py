@@ -163,7 +163,7 @@ def rule_of(settings: RuleSettings) -> Rule:
 def _aggregate(job: AggregateJob, report: Report) -> AggregateResult:
     chosen, rule = architecture(job.architecture_id), rule_of(job.rule)
     _check_aggregate(job, chosen, rule)
-    if job.triangle:
+    if job.triangle is not None:
         from bflnode.fl.prototypes import matrix_of_triangle
         from bflnode.fl.updates import common_part
 

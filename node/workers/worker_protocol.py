@@ -112,7 +112,7 @@ class AggregateJob:
         rule: what is done with them.
         base_paths: what each input was trained from; only where the rule needs it.
         classes: which classes each input's client holds, a bit each, least significant first; only where the rule asks.
-        triangle: strict upper triangle of how alike the inputs' steps are, where that raises what clusters share.
+        triangle: strict upper triangle of how alike inputs' steps are, where that raises what clusters share; or None.
     """
 
     architecture_id: str
@@ -123,7 +123,7 @@ class AggregateJob:
     rule: RuleSettings = RuleSettings()
     base_paths: tuple[str, ...] = ()
     classes: tuple[bytes, ...] = ()
-    triangle: bytes = b""
+    triangle: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

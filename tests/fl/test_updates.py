@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bflnode.consensus.clustering import cluster
 from bflnode.fl.aggregation import CHUNK_ELEMENTS
 from bflnode.fl.prototypes import CORRELATION_SCALE
 from bflnode.fl.updates import common_part, update_correlations
@@ -87,3 +88,20 @@ def test_all_is_common_where_clusters_differ_no_more_than_members_or_nothing_can
     matrix[[0, 1, 2, 3], [1, 0, 3, 2]] = 9_000
 
     assert common_part(matrix, labels) == 1
+
+
+@pytest.mark.parametrize("hostile", ["noise", "against all"])
+def test_one_odd_client_lowers_what_all_share(hostile: str) -> None:
+    """A known limit (docs/threat-model.md): F is of all clusters together. What a task sets is the least part."""
+    generator = np.random.default_rng(7)
+    common = generator.normal(size=500)
+    steps = [{"w": (common + 0.65 * generator.normal(size=500)).astype(np.float32)} for _ in range(18)]
+    odd = generator.normal(size=500) if hostile == "noise" else -common
+    nothing = {"w": np.zeros(500, dtype=np.float32)}
+
+    def part(sent: list[dict[str, Tensor]]) -> float:
+        matrix = update_correlations(sent, [nothing] * len(sent))
+        return common_part(matrix, cluster(matrix.astype(np.int64), 5))
+
+    assert part(steps) > 0.75
+    assert part([*steps, {"w": odd.astype(np.float32)}]) < 0.55

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,17 +147,18 @@ async def test_clients_that_send_no_model_of_their_own_are_not_aggregated_and_no
 
 
 @pytest.mark.parametrize(
-    ("cheat", "fault", "similarity"),
+    ("cheat", "fault", "asked"),
     [
-        (WrongMean, Fault.OUTPUT_MISMATCH, "prototypes"),
-        (WrongMatrix, Fault.MATRIX_MISMATCH, "prototypes"),
-        (WrongMatrix, Fault.MATRIX_MISMATCH, "updates"),
+        (WrongMean, Fault.OUTPUT_MISMATCH, {}),
+        (WrongMatrix, Fault.OUTPUT_MISMATCH, {}),
+        (WrongMatrix, Fault.MATRIX_MISMATCH, {"similarity": "prototypes"}),
+        (WrongMatrix, Fault.MATRIX_MISMATCH, {"shared_permille": 1000}),
     ],
 )
 async def test_a_wrong_aggregation_is_voted_bad_and_the_next_in_line_is_paid(
-    tmp_path: Path, cheat: type[FirstAggregator], fault: Fault, similarity: str
+    tmp_path: Path, cheat: type[FirstAggregator], fault: Fault, asked: dict[str, Any]
 ) -> None:
-    net = small_network(tmp_path, similarity=similarity, shared_permille=1000)
+    net = small_network(tmp_path, **asked)
     async with opened(net.homes) as nodes:
         for node in nodes:
             cheat(node)

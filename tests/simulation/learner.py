@@ -18,7 +18,7 @@ from bflnode.consensus.keys import SecretKey
 from bflnode.consensus.rejection import Rejection
 from bflnode.consensus.state import StateTree
 from bflnode.consensus.tables import ACCOUNTS
-from bflnode.consensus.task import ProbeMode, Rule
+from bflnode.consensus.task import PERMILLE, ProbeMode, Rule
 from bflnode.consensus.transaction import (
     Aggregate,
     Attest,
@@ -211,10 +211,11 @@ class Learner:
         found = sorted(set(cluster(matrix, duty.specification.clusters)))
         is_false = self._client.habit is Habit.FALSE_AGGREGATOR
         seed = duty.slot.to_bytes() + self._client.account
-        is_for_all = duty.specification.rule is Rule.PRIOR_ROWS
+        specification = duty.specification
+        is_for_all = specification.rule is Rule.PRIOR_ROWS and specification.shared_permille == PERMILLE
         outputs = (sha256(seed + bytes([0 if is_for_all else label])).digest() for label in found)
         marked = (FALSE_OUTPUT + output[len(FALSE_OUTPUT) :] if is_false else output for output in outputs)
-        is_public = duty.specification.probe_mode is ProbeMode.PUBLIC
+        is_public = specification.probe_mode is ProbeMode.PUBLIC
         opening = None if is_public else self._opening(duty.slot)
         return Aggregate(duty.slot, triangle_from_matrix(matrix), tuple(BlobId(output) for output in marked), opening)
 

@@ -119,7 +119,7 @@ def _task(cast: Cast, requester: AccountId) -> GenesisTask:
         probe_mode=cast.probe_mode,
         rule=cast.rule,
         deadlines=DEADLINES,
-        **DEFAULTS_BY_RULE[Rule.PAA],
+        **DEFAULTS_BY_RULE[cast.rule if cast.probe_mode is ProbeMode.PUBLIC else Rule.PAA],
     )
     return GenesisTask(specification, requester, cast.rounds * specification.reward)
 

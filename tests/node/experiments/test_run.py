@@ -261,7 +261,7 @@ def test_a_rule_gives_the_labels_outputs_and_models_that_the_networks_worker_giv
         labels = settled.aggregation.labels
         assert set(labels) == {0, 1}
         classes = tuple(client.classes for client in settled.clients)
-        assert settled.aggregation.outputs == worker.aggregate(labels, classes, triangle if is_by_updates else b"")
+        assert settled.aggregation.outputs == worker.aggregate(labels, classes, triangle if is_by_updates else None)
     assert measured == []
 
 
@@ -321,7 +321,9 @@ class _Worker:
         assert isinstance(found, MatrixResult)
         return found.triangle
 
-    def aggregate(self, labels: tuple[int, ...], classes: tuple[bytes, ...], triangle: bytes) -> tuple[BlobId, ...]:
+    def aggregate(
+        self, labels: tuple[int, ...], classes: tuple[bytes, ...], triangle: bytes | None
+    ) -> tuple[BlobId, ...]:
         outputs = [self._directory / f"output{label}" for label in sorted(set(labels))]
         job = AggregateJob(
             self._chosen.id,
@@ -360,7 +362,7 @@ def _settled(folder: ExperimentFolder, population: Population) -> list[SettledRo
 def test_what_is_learned_is_the_same_with_and_without_the_ledger(folder: Folder, sample: int) -> None:
     text = FILE.replace("samples = 200", "samples = 300").replace("clients = 4", f"clients = 6\nsample = {sample}")
     text += '[[methods]]\nname = "prior-rows"\nclusters = 2\n'
-    text += '[[methods]]\nname = "prior-rows"\nlabel = "ours"\nclusters = 2\nsimilarity = "updates"\nshared = 0.3\n'
+    text += '[[methods]]\nname = "prior-rows"\nlabel = "one-model"\nclusters = 2\nshared = 1.0\n'
     text += '[[methods]]\nname = "paa"\nclusters = 1\n[robust]\nname = "trimmed-mean"\nhostile = 0.2\n'
     on_it, without = folder(text, "on"), folder(f'{text}[chain]\nuse = "never"\n', "without")
     assert set(run(on_it)).isdisjoint(run(without))
@@ -373,7 +375,7 @@ def test_what_is_learned_is_the_same_with_and_without_the_ledger(folder: Folder,
         for table in (rows(on_it, "clients.csv"), rows(without, "clients.csv"))
     ]
     assert learned[0] == learned[1]
-    assert {row["method"] for row in rows(on_it, "payouts.csv")} == {"prior-rows", "ours", "paa"}
+    assert {row["method"] for row in rows(on_it, "payouts.csv")} == {"prior-rows", "one-model", "paa"}
     assert rows(without, "payouts.csv") == []
     kept = [{path.name for path in made.path.glob("runs/prior-rows*/models/*")} for made in (on_it, without)]
     assert kept[0] == kept[1] != set()

@@ -8,6 +8,7 @@ each. No torch.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from .aggregation import CHUNK_ELEMENTS, STATISTICS
 from .architectures import DECISION
 from .prototypes import CORRELATION_SCALE, CorrelationMatrix, matrix_of_covariances
+from .rules import Rule
 from .weights import Tensors
 
 CONSTANT_SPREAD = 1e-3
@@ -64,6 +66,11 @@ def update_correlations(sent: Sequence[Tensors], received: Sequence[Tensors]) ->
     faded = covariances * np.outer(shares, shares)
     np.fill_diagonal(faded, np.where(shares > 0, variances, 0.0))
     return matrix_of_covariances(faded)
+
+
+def sharing_by_evidence(rule: Rule, matrix: CorrelationMatrix, labels: Sequence[int]) -> Rule:
+    """The rule with the `common_part` as what clusters share, where that is more than the rule's own."""
+    return replace(rule, shared=max(rule.shared, common_part(matrix, labels)))
 
 
 def common_part(matrix: CorrelationMatrix, labels: Sequence[int]) -> float:

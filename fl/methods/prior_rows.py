@@ -19,7 +19,7 @@ from bflnode.fl.prior import WithPrior, with_prior
 from bflnode.fl.prototypes import CorrelationMatrix
 from bflnode.fl.rules import PRIOR_ROWS, Rule
 from bflnode.fl.training import fit
-from bflnode.fl.updates import common_part, update_correlations
+from bflnode.fl.updates import sharing_by_evidence, update_correlations
 from bflnode.fl.weights import Tensors
 
 from .method import (
@@ -133,7 +133,7 @@ class PriorRows(Method):
         matrix = correlations(gathered, self.similarity)
         labels = gathered.clustered(matrix, self.clusters)
         if self.similarity == UPDATES:
-            rule = replace(rule, shared=max(self.shared, common_part(matrix, labels)))
+            rule = sharing_by_evidence(rule, matrix, labels)
         return by_cluster(labels, gathered.outputs(rule, labels))
 
     def _predicting(self, model: WithPrior) -> nn.Module:

@@ -9,7 +9,6 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, assert_never, cast
 
@@ -165,10 +164,9 @@ def _aggregate(job: AggregateJob, report: Report) -> AggregateResult:
     _check_aggregate(job, chosen, rule)
     if job.triangle is not None:
         from bflnode.fl.prototypes import matrix_of_triangle
-        from bflnode.fl.updates import common_part
+        from bflnode.fl.updates import sharing_by_evidence
 
-        matrix = matrix_of_triangle(job.triangle, len(job.input_paths))
-        rule = replace(rule, shared=max(rule.shared, common_part(matrix, job.labels)))
+        rule = sharing_by_evidence(rule, matrix_of_triangle(job.triangle, len(job.input_paths)), job.labels)
     sizes: list[int] = []
     bases = job.base_paths if rule.needs_received else ()
     with _sent_and_received(job.input_paths, bases, chosen) as (models, received):

@@ -52,7 +52,7 @@ from bflnode.fl.prototypes import choose_probe, correlation_matrix, prototypes, 
 from bflnode.fl.rules import Contribution, outputs
 from bflnode.fl.rules import Rule as ArithmeticRule
 from bflnode.fl.samples import Inputs, LabelledData, numbered_classes
-from bflnode.fl.updates import common_part, update_correlations
+from bflnode.fl.updates import sharing_by_evidence, update_correlations
 from bflnode.fl.weights import parse, serialize
 from bflnode.node.aggregation import rule_settings, shares_by_steps
 from bflnode.node.workers.worker_jobs import rule_of
@@ -289,7 +289,7 @@ class LearningChain:
         published = []
         rule = ArithmeticRule() if self.ignores_rule else rule_of(rule_settings(self._specification))
         if shares_by_steps(self._specification):
-            rule = replace(rule, shared=max(rule.shared, common_part(matrix, labels)))
+            rule = sharing_by_evidence(rule, matrix, labels)
         for label, output in outputs(rule, contributions, labels):
             honest = serialize(output)
             published.append(self.blobs.put(ARCHITECTURE.initial_weights(77 + label) if self.wrong_outputs else honest))

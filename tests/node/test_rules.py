@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import trio
 
-from bflnode.consensus.duties import OfferedModel
+from bflnode.consensus.duties import Aggregate
 from bflnode.consensus.tables import all_tasks
-from bflnode.consensus.task import Combination, Rule, TaskSpecification, class_bitmap
-from bflnode.consensus.transaction import Attest, Fault, Slot
-from bflnode.consensus.types import BlobId
+from bflnode.consensus.task import Combination, Rule, class_bitmap
+from bflnode.consensus.transaction import Aggregate as AggregateBody
+from bflnode.consensus.transaction import Attest, Fault
 from bflnode.fl.interpolation import INTERPOLATION, MEMORY, share_of_training
 from bflnode.fl.samples import load_shard
 from bflnode.node.duty_work import DutyWork, training_job
@@ -41,21 +41,14 @@ class RuleBreaker(DutyWork):
         self.node = node
         node.participant._work = self
 
-    async def _combine(
-        self,
-        slot: Slot,
-        specification: TaskSpecification,
-        models: tuple[OfferedModel, ...],
-        triangle: bytes,
-        labels: tuple[int, ...],
-    ) -> tuple[BlobId, ...]:
+    async def aggregate(self, duty: Aggregate) -> AggregateBody:
         current = learning_round(self.node)
         assert current is not None
-        is_own = current.aggregation is None and current.aggregator == self.node.key.account
-        if is_own and not current.acting and slot.number == 1:
+        if not current.acting and duty.slot.number == 1:
             paper = {"rule": Rule.PAA, "combination": Combination.MEAN, "step_permille": 1000}
-            specification = replace(specification, **paper)  # type: ignore[arg-type]  # fields by name
-        return await super()._combine(slot, specification, models, triangle, labels)
+            specification = replace(duty.specification, **paper)  # type: ignore[arg-type]  # fields by name
+            duty = replace(duty, specification=specification)
+        return await super().aggregate(duty)
 
 
 async def test_one_model_for_all_is_made_by_rows_and_an_aggregator_that_breaks_the_rule_is_caught(

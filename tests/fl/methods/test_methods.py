@@ -13,7 +13,7 @@ from torch import nn
 from bflnode.fl.architectures import architecture
 from bflnode.fl.methods import registry
 from bflnode.fl.methods.fedproto import COUNTS, PROTOTYPES
-from bflnode.fl.methods.method import FedAvg, Method, MethodError
+from bflnode.fl.methods.method import FedAvg, Method, MethodError, named
 from bflnode.fl.methods.mixtures import Mixture
 from bflnode.fl.methods.registry import make_method, methods
 from bflnode.fl.networks import get_tensors
@@ -148,20 +148,25 @@ def test_paa_compares_models_by_their_prototypes_and_label_clusters_by_histogram
     assert matrices == [([[10000, 10000], [10000, 10000]], 2), ([[10000, -5000], [-5000, 10000]], 2)]
 
 
-@pytest.mark.parametrize("name", ["paa", "prior-rows"])
-def test_similarities_that_a_ledger_has_are_taken(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings", "decision"),
+    [("paa", {}, 3.0), ("prior-rows", {"shared": 0.0, "server_step": 1.0, "similarity": "prototypes"}, 2.0)],
+)
+def test_similarities_that_a_ledger_has_are_taken(name: str, settings: dict[str, object], decision: float) -> None:
     matrix = np.full((2, 2), 77, dtype=np.int16)
     seen: list[object] = []
-    everybody = gathered(sent(0, initial()), sent(1, initial()))
+    everybody = gathered(sent(0, shifted(initial(), 1.0)), sent(1, shifted(initial(), 3.0)))
 
     def noted(found: object, _: int) -> tuple[int, int]:
         seen.append(found)
         return (0, 1)
 
-    given = make_method(name, {}).aggregate(replace(everybody, matrix=matrix, cluster=noted))
+    given = make_method(name, settings).aggregate(replace(everybody, matrix=matrix, cluster=noted))
 
     assert given.labels == (0, 1)
     assert seen == [matrix]
+    for part, step in (("representation", 3.0), ("decision", decision)):
+        assert is_close(named(part, given.received[1]), named(part, shifted(initial(), step)))
 
 
 def test_random_clusters_stay_and_have_nearly_equal_sizes() -> None:

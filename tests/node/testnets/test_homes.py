@@ -149,6 +149,7 @@ def test_settings_are_those_of_the_rule_unless_asked_otherwise(
     ("changes", "complaint"),
     [
         ({"rule": "paa", "shared_permille": 500}, "leave out --shared, or use --rule prior-rows"),
+        ({"similarity": "updates", "probe_mode": "aggregator"}, "leave out --probe-mode, or use --similarity"),
         ({"probe_mode": "aggregator"}, "leave out --probe-mode, or use --similarity"),
     ],
 )

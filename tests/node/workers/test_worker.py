@@ -142,7 +142,7 @@ async def test_training_improves_the_model_and_reports_both_accuracies(
 
 async def test_training_reports_its_progress(trainer: Trainer, files: Path, tmp_path: Path) -> None:
     seen: list[tuple[float, str]] = []
-    await trainer.run(train_job(files, tmp_path / "trained", epochs=40), lambda *progress: seen.append(progress))
+    await trainer.run(train_job(files, tmp_path / "trained", epochs=400), lambda *progress: seen.append(progress))
 
     fractions = [fraction for fraction, _ in seen]
     assert fractions
